@@ -1,0 +1,71 @@
+"""Frequency responses and the measured transfer deviation of a perturbation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Response = Callable[[Array], Array]
+
+
+def schur_response(A: Array, B: Array) -> Response:
+    """The map w -> (iw - A)^{-1} B, shape (n, m, K) for w (K,), through one Schur form of A (n, n), B (n, m).
+
+    Unitary similarity and substitution only: backward stable however ill-conditioned A's eigenvectors.
+    """
+    T, Z = scipy.linalg.schur(A, output="complex")
+    rotated = Z.conj().T @ B
+
+    def response(w: Array) -> Array:
+        X = np.repeat(rotated[:, :, None], w.size, axis=2)
+        for k in reversed(range(T.shape[0])):
+            X[k] /= 1j * w - T[k, k]
+            X[:k] += T[:k, k, None, None] * X[k]
+        return np.tensordot(Z, X, axes=1)
+
+    return response
+
+
+def modal_response(Lambda: Array, V: Array, V_inv: Array, B: Array) -> Response:
+    """The map w -> V (iw - Lambda)^{-1} V^{-1} B, shape (n, m, K) for w (K,)."""
+    modes = (V_inv @ B)[:, :, None]
+    return lambda w: np.tensordot(V, modes / (1j * w - Lambda[:, None])[:, None, :], axes=1)
+
+
+def frequency_grid(A: Array, Lambda_A: Array, points: int) -> Array:
+    """Frequencies where the response of a stable A varies: 0, |Im Lambda|, and a logarithmic ladder.
+
+    The ladder runs from a tenth of the slowest decay rate to three times ||A||_2. Complex A has both signs.
+    """
+    slow = max(np.abs(Lambda_A.real).min(), 1e-8 * np.linalg.norm(A, 2))
+    ladder = np.geomspace(0.1 * slow, 3 * np.linalg.norm(A, 2), points)
+    grid = np.unique(np.concatenate([[0.0], ladder, np.abs(Lambda_A.imag)]))
+    return grid if np.isrealobj(A) else np.unique(np.concatenate([-grid, grid]))
+
+
+def largest_difference(first: Response, second: Response, grid: Array) -> float:
+    """max_w ||first(w) - second(w)||_2: the grid's local maxima are bracketed and refined five times."""
+
+    def difference(w: Array) -> Array:
+        return np.linalg.norm(np.moveaxis(first(w) - second(w), 2, 0), 2, axis=(1, 2))
+
+    values = difference(grid)
+    best = float(values.max())
+    padded = np.pad(values, 1, constant_values=-np.inf)
+    peaks = np.flatnonzero(
+        (padded[1:-1] >= padded[:-2]) & (padded[1:-1] >= padded[2:]) & (values > 0.5 * best)
+    )
+    left, right = grid[np.maximum(peaks - 1, 0)], grid[np.minimum(peaks + 1, grid.size - 1)]
+    for _ in range(5):
+        w = np.linspace(left, right, 9)
+        values = difference(w.ravel()).reshape(w.shape)
+        best = max(best, float(values.max()))
+        top = values.argmax(axis=0)
+        column = np.arange(peaks.size)
+        left, right = w[np.maximum(top - 1, 0), column], w[np.minimum(top + 1, 8), column]
+    return best

@@ -1,0 +1,156 @@
+"""Perturb-then-diagonalize: a small E such that A + E = V diag(Lambda) V^{-1} with a well-conditioned V.
+
+Source: Yu et al. 2024, sec. 4 (the method), app. I (random E); Banks et al. 2021 (Davies' conjecture).
+Whatever E is, the result is the exact diagonalisation of a nearby matrix: it is backward stable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _cache, checks
+from ._minimization import Problem, minimize
+from ._options import Options, inputs, matrix
+from .diagonalization import Diagonalization, diagonalize, hippo_legs
+
+Array = NDArray[Any]
+
+# Raise whenever the numbers of any method change: it is part of every cache key.
+ALGORITHM = "1"
+DEFAULT_FRACTION = 0.04
+DEFAULT_RHO = 0.1
+
+
+class NotConverged(RuntimeError):  # noqa: N818
+    """No admissible perturbation was found; `best` holds the best Diagonalization met."""
+
+    def __init__(self, message: str, best: Diagonalization) -> None:
+        super().__init__(message)
+        self.best = best
+
+
+def perturb_then_diagonalize(
+    A: Any,
+    B: Any = None,
+    *,
+    method: str = "optimized",
+    size: float | None = None,
+    gamma: float | None = None,
+    rho: float | None = None,
+    seed: int = 0,
+    deviation_weight: float = 0.2,
+    restarts: int | None = None,
+    iterations: int = 300,
+    cache: bool = True,
+) -> Diagonalization:
+    """A well-conditioned diagonalisation of a matrix near A (Yu et al. 2024 sec. 4).
+
+    "optimized" minimises  log kappa(V) + deviation_weight * log(deviation)  over ||E||_2 <= size; where gamma
+    is given (the paper's trade-off), log(kappa(V) + gamma ||E||_2) stands for log kappa(V), over all E. The
+    second term counts where B is given and A is stable. A stable A keeps its stability: Re Lambda is held
+    below half of A's spectral abscissa. kappa and the deviation enter as smooth maxima with analytic
+    gradients; L-BFGS from `restarts` random starts, a quarter of the iterations each, then the rest from the
+    best.
+    "random" is a Ginibre matrix scaled to ||E||_2 = size, the control.
+    "closed-form", for HiPPO-LegS: E_rho = rho/(1+rho) B B^T with B_rho = B/(1+rho), so that the transfer
+    function is exactly G/(1 + rho r_n), kappa(V) <= 1/rho and Re Lambda < -1/2 at every n.
+
+    Args:
+        A: square matrix (n, n), real or complex, finite; per unit of time. Real A gives real E.
+        B: input column (n,) or matrix (n, m), finite; required by "closed-form".
+        method: "optimized", "random" or "closed-form".
+        size: bound on ||E||_2, > 0, in units of A; by default 0.04 ||A||_2.
+        gamma: weight of ||E||_2, > 0, in units of 1/A; excludes size.
+        rho: 0 < rho < 1, "closed-form" only; by default 0.1.
+        seed: seed of np.random.default_rng, >= 0.
+        deviation_weight: >= 0; 0.2 gives up one per cent of kappa for five of the deviation.
+        restarts: number of random starts, >= 1; by default 96 / n, within 1 ... 4.
+        iterations: L-BFGS iterations in all, >= 1.
+        cache: keep and reuse results on disk (folder PTD_CACHE, else the user's cache folder).
+
+    Returns:
+        A `Diagonalization`.
+
+    Raises:
+        ValueError: a bad argument, named in one line.
+        NotConverged: V is numerically singular, or "optimized" left A + E unstable where A is stable.
+
+    >>> from ptd import hippo
+    >>> found = perturb_then_diagonalize(*hippo.legs(8), size=4.01, cache=False)
+    >>> found.condition_number < 5.114, found.deviation < 0.0505, found.spectral_abscissa < 0
+    (True, True, True)
+    """
+    options = Options(method, size, gamma, rho, seed, deviation_weight, restarts, iterations)
+    A = matrix(A)
+    B = None if B is None else inputs(B, A.shape[0])
+    if method == "closed-form":
+        _check_legs(A, B)
+    name = _cache.key(ALGORITHM, A, B, options)
+    if cache and (stored := _restored(_cache.load(name))):
+        return stored
+    found = diagonalize(A, B, *_perturbation(A, B, options))
+    _check_converged(A, found, method)
+    if cache:
+        _cache.store(name, {k: np.asarray(v) for k, v in vars(found).items() if v is not None})
+    return found
+
+
+def _perturbation(A: Array, B: Array | None, options: Options) -> tuple[Array, Array | None]:
+    """E and the input that belongs to A + E."""
+    if options.method == "closed-form" and B is not None:
+        rho = options.rho or DEFAULT_RHO
+        return rho / (1 + rho) * np.outer(B, B), B / (1 + rho)
+    n, rng = A.shape[0], np.random.default_rng(options.seed)
+    size = options.size or DEFAULT_FRACTION * float(np.linalg.norm(A, 2))
+    if options.method == "random":
+        E = _ginibre(rng, A)
+        return E * (size / np.linalg.norm(E, 2)), B
+    if _is_normal(A):
+        return np.zeros_like(A), B
+    restarts = options.restarts or min(4, max(1, 96 // n))
+    columns = None if B is None else B.reshape(n, -1)
+    problem = Problem(A, columns, size, options.gamma, options.deviation_weight)
+    # half of a Ginibre matrix of norm 2: inside the ball, where every direction is still open
+    starts = [0.5 * _ginibre(rng, A) / np.sqrt(n) for _ in range(restarts)]
+    return minimize(problem, starts, options.iterations), B
+
+
+def _ginibre(rng: np.random.Generator, A: Array) -> Array:
+    E = rng.standard_normal(A.shape)
+    return E + 1j * rng.standard_normal(A.shape) if np.iscomplexobj(A) else E
+
+
+def _is_normal(A: Array) -> bool:
+    """A unitary diagonalisation exists to rounding: no perturbation can do better than E = 0."""
+    H = A.conj().T
+    return bool(np.linalg.norm(A @ H - H @ A) <= 1e-13 * np.linalg.norm(A) ** 2)
+
+
+def _restored(stored: dict[str, Array] | None) -> Diagonalization | None:
+    optional = {"B", "deviation", "deviation_bound"}
+    names = {field.name for field in dataclasses.fields(Diagonalization)}
+    if stored is None or not names - optional <= stored.keys() <= names:
+        return None
+    values: dict[str, Any] = dict.fromkeys(optional)
+    values |= {name: value if value.ndim else value.item() for name, value in stored.items()}
+    return Diagonalization(**values)
+
+
+def _check_converged(A: Array, found: Diagonalization, method: str) -> None:
+    if not found.condition_number < 1 / np.finfo(float).eps:
+        raise NotConverged("V is numerically singular: pass a larger size or another seed", found)
+    was_stable = np.linalg.eigvals(A).real.max() < 0
+    if method == "optimized" and was_stable and found.spectral_abscissa >= 0:
+        message = f"A is stable but A + E is not, max Re Lambda = {found.spectral_abscissa:.3g}"
+        raise NotConverged(f"{message}: pass a smaller size, another seed or more restarts", found)
+
+
+def _check_legs(A: Array, B: Array | None) -> None:
+    if B is None or not hippo_legs(A, B):
+        got = "no B" if B is None else "another pair"
+        remedy = "pass hippo.legs(N), or method='optimized'"
+        raise checks.fail("method 'closed-form'", "A and B of HiPPO-LegS", got, remedy)
