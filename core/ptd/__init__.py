@@ -1,7 +1,46 @@
-"""S4, S4D, DSS and S5 state-space layers with perturb-then-diagonalize initialisation."""
+"""S4, S4D, DSS and S5 state-space layers with perturb-then-diagonalize initialisation, for any framework.
 
-from . import hippo
+>>> import numpy as np, ptd
+>>> layer = ptd.S5(d_model=2, d_state=4)
+>>> params = ptd.initialize(layer, np.random.default_rng(0), init="ptd-closed")
+>>> y = ptd.backend("numpy").apply(layer, params, np.ones((7, 2)))
+>>> y.shape
+(7, 2)
+"""
+
+from . import discretization, hippo, modes
 from .diagonalization import Diagonalization
+from .initialization import initialize
+from .layers import DSS, S4, S4D, S5, Layer
+from .model import SequenceModel
+from .optimization import Optimizer
+from .parameters import SPEC_VERSION, load, save
 from .perturbation import NotConverged, perturb_then_diagonalize
+from .registry import Availability, BackendUnavailable, backend, backends
+from .sequences import pack, unpack
 
-__all__ = ["Diagonalization", "NotConverged", "hippo", "perturb_then_diagonalize"]
+__all__ = [
+    "DSS",
+    "S4",
+    "S4D",
+    "S5",
+    "SPEC_VERSION",
+    "Availability",
+    "BackendUnavailable",
+    "Diagonalization",
+    "Layer",
+    "NotConverged",
+    "Optimizer",
+    "SequenceModel",
+    "backend",
+    "backends",
+    "discretization",
+    "hippo",
+    "initialize",
+    "load",
+    "modes",
+    "pack",
+    "perturb_then_diagonalize",
+    "save",
+    "unpack",
+]

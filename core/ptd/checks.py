@@ -30,9 +30,84 @@ def choice(argument: str, value: Any, options: Iterable[str]) -> None:
 
 
 def shape(argument: str, array: Any, expected: tuple[int, ...], meaning: str) -> None:
-    """Raise unless array.shape equals expected; meaning names the axes and where their sizes come from."""
-    if tuple(array.shape) != expected:
-        raise fail(argument, f"shape {expected}, {meaning}", tuple(array.shape))
+    """Raise unless array's shape equals expected; meaning names the axes and where their sizes come from."""
+    if tuple(np.shape(array)) != expected:
+        raise fail(argument, f"shape {expected}, {meaning}", tuple(np.shape(array)))
+
+
+def shapes(owner: str, params: Any, expected: dict[str, tuple[int, ...]]) -> None:
+    """Raise unless params maps exactly the expected names to arrays of the expected shapes."""
+    if missing := sorted(expected.keys() - params.keys()):
+        raise fail(
+            "params", f"the leaves of {owner}", f"none named {', '.join(missing)}", "see layer.shapes()"
+        )
+    if extra := sorted(params.keys() - expected.keys()):
+        raise fail("params", f"only the leaves of {owner}", f"also {', '.join(extra)}", "see layer.shapes()")
+    for name, shape_ in expected.items():
+        shape(name, params[name], shape_, f"a leaf of {owner}")
+
+
+def leaves(owner: str, params: Any, expected: dict[str, tuple[int, ...]]) -> None:
+    """Raise unless the host arrays in params have the expected names and shapes and are real and finite."""
+    shapes(owner, params, expected)
+    for name, leaf in params.items():
+        dtype = np.asarray(leaf).dtype
+        if dtype.kind != "f":
+            raise fail(
+                name, "a real floating dtype", dtype, "store complex values as two leaves, _re and _im"
+            )
+        finite(name, leaf)
+
+
+def broadcasts(argument: str, array: Any, expected: tuple[int, ...], meaning: str) -> None:
+    """Raise unless an array or host value broadcasts to shape expected."""
+    own = tuple(np.shape(array))
+    if len(own) > len(expected) or any(
+        a not in (1, b) for a, b in zip(own[::-1], expected[::-1], strict=False)
+    ):
+        raise fail(argument, f"a shape that broadcasts to {expected}, {meaning}", own)
+
+
+def flags(argument: str, value: Any) -> None:
+    """Raise unless value is of boolean dtype."""
+    dtype = np.asarray(value).dtype if isinstance(value, (list, tuple)) else value.dtype
+    if "bool" not in str(dtype):
+        raise fail(argument, "boolean flags", f"dtype {dtype}", "pass one flag per sample, not indices")
+
+
+def on_host(value: Any) -> np.ndarray | None:
+    """The value as a NumPy array if it is a number, sequence or NumPy array; None for a framework's array.
+
+    Only host values are looked at: on a device that would wait for it, and while tracing there are none.
+    """
+    return (
+        np.asarray(value)
+        if isinstance(value, (bool, int, float, list, tuple, np.ndarray, np.generic))
+        else None
+    )
+
+
+def lengths(value: Any, L: int) -> None:
+    """Raise unless host lengths are integers in 0 ... L."""
+    if (host := on_host(value)) is None:
+        return
+    if host.dtype.kind not in "iu":
+        raise fail("lengths", "integers", f"dtype {host.dtype}")
+    if host.size and (host.min() < 0 or host.max() > L):
+        raise fail(
+            "lengths", f"values in 0..{L}, the length of u", int(host.max() if host.max() > L else host.min())
+        )
+
+
+def positive(argument: str, value: Any) -> None:
+    """Raise unless host values are finite and > 0."""
+    if (host := on_host(value)) is None:
+        return
+    bad = ~(np.isfinite(host) & (host > 0))
+    if bad.any():
+        raise fail(
+            argument, "finite values > 0", np.atleast_1d(host)[np.atleast_1d(bad)][0], "step sizes are times"
+        )
 
 
 def finite(argument: str, array: Any) -> None:

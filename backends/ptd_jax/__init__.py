@@ -1,0 +1,87 @@
+"""The jax backend: pure functions on a dict pytree, compiled; flax NNX modules over them; optax training."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import array_api_compat
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+from ptd import checks
+from ptd.arrays import Array
+from ptd.layers import Layer
+from ptd.model import SequenceModel
+from ptd.optimization import Optimizer
+from ptd.portable import PortableBackend
+
+from .kernels import KERNELS
+
+
+class JaxBackend(PortableBackend):
+    """JAX on its default device. Arrays of float64 live inside ``with backend.precision("float64")``."""
+
+    name = "jax"
+    xp = array_api_compat.array_namespace(jnp.zeros(0))
+    distributions = ("jax", "jaxlib", "flax", "optax")
+    kernels = KERNELS
+
+    def device(self) -> str:
+        return jax.devices()[0].device_kind
+
+    def precision(self, dtype: str) -> AbstractContextManager:
+        checks.choice("dtype", dtype, self.dtypes)
+        return jax.enable_x64(dtype == "float64")
+
+    def apply(self, layer: Layer, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
+        layer.check_call(params, u, **call)
+        static = {name: call.pop(name) for name in ("return_state", "form") if name in call}
+        return _apply(layer, params, u, **_as_arrays(call), **static)
+
+    def step(self, layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, **call: Any) -> Any:
+        return _step(layer, params, u_k, state, **call)
+
+    def gradients(self, function: Callable[..., Array], arguments: dict[str, Array]) -> dict[str, Array]:
+        return jax.jit(jax.grad(lambda arguments: function(**arguments)))(arguments)
+
+    def compiled(self, function: Callable) -> Callable:
+        return jax.jit(function)
+
+    def module(
+        self, description: Layer | SequenceModel, params: Mapping[str, NDArray], dtype: str = "float32"
+    ) -> Any:
+        from .modules import build
+
+        description.check(params)
+        return build(self, description, {name: self.asarray(value, dtype) for name, value in params.items()})
+
+    def learner(
+        self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int
+    ) -> Any:
+        from .training import JaxLearner
+
+        model.check(params)
+        return JaxLearner(self, model, params, optimizer, seed)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("return_state", "form"))
+def _apply(layer: Layer, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
+    return layer.apply(params, u, kernels=KERNELS, **call)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _step(layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, **call: Any) -> Any:
+    return layer.step(params, u_k, state, **call)
+
+
+def _as_arrays(call: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: np.asarray(value) if isinstance(value, (list, tuple)) else value for name, value in call.items()
+    }
+
+
+backend = JaxBackend()

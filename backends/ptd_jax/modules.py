@@ -1,0 +1,65 @@
+"""Flax NNX modules: thin owners of the leaves, which call the pure functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from numpy.typing import NDArray
+from ptd.arrays import Array
+from ptd.contract import Backend
+from ptd.layers import Layer
+from ptd.model import SequenceModel, is_statistic
+
+
+class Leaves(nnx.Module):
+    """Named leaves as attributes, dotted names as submodules: Lambda_re, blocks.0.layer.Lambda_re, ...
+
+    Trained leaves are nnx.Param, batch-norm statistics nnx.BatchStat.
+    """
+
+    def __init__(self, leaves: dict[str, Array]):
+        groups: dict[str, dict[str, Array]] = {}
+        for name, value in leaves.items():
+            head, _, rest = name.partition(".")
+            if rest:
+                groups.setdefault(head, {})[rest] = value
+            else:
+                setattr(self, name, (nnx.BatchStat if is_statistic(f"norm.{name}") else nnx.Param)(value))
+        for head, members in groups.items():
+            setattr(self, head, Leaves(members))
+
+
+class Module(Leaves):
+    """A layer or model with its parameters; calls, steps and exchanges leaves as the contract says."""
+
+    def __init__(self, backend: Backend, description: Layer | SequenceModel, leaves: dict[str, Array]):
+        super().__init__(leaves)
+        self.backend, self.description = backend, description
+
+    def __call__(self, u: Array, **call: Any) -> Any:
+        """The output on whole sequences; arguments as Layer.apply or SequenceModel.apply."""
+        apply = self.backend.apply if isinstance(self.description, Layer) else self.backend.apply_model
+        return apply(self.description, self._arrays(), u, **call)
+
+    def step(self, u_k: Array, state: Any, **call: Any) -> Any:
+        """One sample; arguments as Layer.step or SequenceModel.step."""
+        step = self.backend.step if isinstance(self.description, Layer) else type(self.description).step
+        return step(self.description, self._arrays(), u_k, state, **call)
+
+    def initial_state(self, batch: tuple[int, ...] = ()) -> Array:
+        """A zero state of a layer."""
+        return jnp.zeros(self.description.state_shape(batch), next(iter(self._arrays().values())).dtype)
+
+    def leaves(self) -> dict[str, NDArray]:
+        """The parameters by name, on the host."""
+        return {name: np.asarray(value) for name, value in self._arrays().items()}
+
+    def _arrays(self) -> dict[str, Array]:
+        flat = nnx.to_flat_state(nnx.state(self))
+        return {".".join(map(str, path)): variable.get_value() for path, variable in flat}
+
+
+build = Module

@@ -1,0 +1,105 @@
+"""The contract between ptd and a backend: what a backend offers, and all that ptd asks of it.
+
+The short way to a backend is to derive from ptd.portable.PortableBackend, which fills in everything from an array
+namespace, and to replace what the framework does better: single kernels through the Kernels table, or a whole layer
+by overriding apply (a fused kernel that never writes the states, say).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import Array
+from .kernels import Kernels
+from .layers import Layer
+from .model import SequenceModel
+from .optimization import Optimizer
+
+#: What a backend may lack. Conformance clauses name the feature they need.
+FEATURES = {
+    "gradients": "gradients of real leaves, input and initial state",
+    "modules": "framework modules that own their parameters",
+    "training": "a training step",
+    "compilation": "the same results under the framework's compiler",
+}
+
+
+class Unsupported(NotImplementedError):
+    """Raised by a backend for a feature it declares unsupported."""
+
+
+class Learner(Protocol):
+    """A model in training. Holds parameters and optimiser state; batches are host or framework arrays."""
+
+    def step(self, inputs: Array, targets: Array, lengths: Array | None = None) -> float:
+        """One optimiser step; the mean loss before it: cross entropy for integer targets, else squared error."""
+
+    def outputs(
+        self, inputs: Array, lengths: Array | None = None, layer_noise: list[Array] | None = None
+    ) -> NDArray[np.float32]:
+        """The model's outputs in evaluation mode, as SequenceModel.apply."""
+
+    def parameters(self) -> dict[str, NDArray]:
+        """The current leaves, on the host."""
+
+
+class Backend(Protocol):
+    """An object that runs ptd's layers in one framework. It is passed around; several can be held at once."""
+
+    #: The name users ask for.
+    name: str
+    #: Real dtypes it computes in; complex arithmetic is of the same precision.
+    dtypes: tuple[str, ...]
+    #: Features it lacks, each with the reason the support table prints.
+    unsupported: Mapping[str, str]
+    #: Its kernels: ptd's definitions, or faster forms.
+    kernels: Kernels
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that decide its numerics."""
+
+    def device(self) -> str:
+        """The device it computes on, in words."""
+
+    def precision(self, dtype: str) -> AbstractContextManager:
+        """A context in which arrays of dtype keep their precision; for most frameworks it does nothing."""
+
+    def asarray(self, host: Any, dtype: str | None = None) -> Array:
+        """A framework array on its device; dtype is one of dtypes, or None to keep integers and flags."""
+
+    def to_numpy(self, array: Array) -> NDArray:
+        """A host copy."""
+
+    def apply(self, layer: Layer, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
+        """Layer.apply on framework arrays: same arguments, results and errors, whatever runs inside."""
+
+    def step(self, layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, **call: Any) -> Any:
+        """Layer.step on framework arrays."""
+
+    def apply_model(self, model: SequenceModel, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
+        """SequenceModel.apply on framework arrays."""
+
+    def gradients(self, function: Callable[..., Array], arguments: dict[str, Array]) -> dict[str, Array]:
+        """The gradient of a real scalar function(**arguments) with respect to each of its real arguments."""
+
+    def compiled(self, function: Callable) -> Callable:
+        """function under the framework's compiler."""
+
+    def module(
+        self, description: Layer | SequenceModel, params: Mapping[str, NDArray], dtype: str = "float32"
+    ) -> Any:
+        """The framework's module that owns params as real leaves.
+
+        Called as module(u, **call) with the arguments of apply; has step(u_k, state), initial_state(batch) and
+        leaves() -> dict[str, np.ndarray].
+        """
+
+    def learner(
+        self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int
+    ) -> Learner:
+        """A model ready to train, starting from params; seed drives dropout."""

@@ -1,0 +1,333 @@
+"""What every layer has in common: its description, its parameters' names and shapes, and the modes of running it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .. import checks, sequences
+from ..arrays import Array, as_complex, as_pair, from_pair, namespace
+from ..discretization import RULES
+from ..kernels import PORTABLE, Kernels
+
+Parameters = Mapping[str, Array]
+
+#: The stability rule, in 1/time: layers read Re Lambda as min(Lambda_re, -STABILITY_MARGIN), so no training step
+#: can leave the left half-plane. A mode pushed past the margin decays at the margin and gets no gradient there.
+STABILITY_MARGIN = 1e-4
+
+FORMS = ("scan", "convolution")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A state-space layer x' = A x + B u, y = C x + D u, described without its parameters.
+
+    Attributes:
+        d_model: H, the number of input and output features.
+        d_state: N, the order of the state matrix before conjugate pairs are merged (per channel, or S5's total).
+        discretization: "zoh" or "bilinear".
+        conj_sym: store one mode of each conjugate pair and read out 2 Re(C x); else store all and read out Re(C x).
+        bidirectional: add a second run from right to left, with the same A and B and its own C.
+        skip: include D.
+    """
+
+    d_model: int
+    d_state: int
+    discretization: str = "zoh"
+    conj_sym: bool = True
+    bidirectional: bool = False
+    skip: bool = True
+
+    #: Which form runs a time-invariant sequence by default: "scan" or "convolution".
+    default_form: ClassVar[str] = "scan"
+    discretizations: ClassVar[tuple[str, ...]] = tuple(RULES)
+
+    def __post_init__(self) -> None:
+        checks.positive_integer("d_model", self.d_model)
+        checks.positive_integer("d_state", self.d_state)
+        checks.choice("discretization", self.discretization, self.discretizations)
+
+    # --- description -------------------------------------------------------------------------------------------
+
+    @property
+    def kind(self) -> str:
+        """The layer's name: "s4", "s4d", "dss" or "s5"."""
+        return type(self).__name__.lower()
+
+    @property
+    def modes(self) -> int:
+        """P, the number of stored modes (per channel, or S5's total)."""
+        return math.ceil(self.d_state / 2) if self.conj_sym else self.d_state
+
+    @property
+    def state_axes(self) -> tuple[int, ...]:
+        """The axes of the complex state after the batch axes."""
+        raise NotImplementedError
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter, all real."""
+        C = self._C_shape()
+        names = {"Lambda_re": self._Lambda_shape(), "Lambda_im": self._Lambda_shape(), "C_re": C, "C_im": C}
+        if self.bidirectional:
+            names |= {"C_reverse_re": C, "C_reverse_im": C}
+        if self.skip:
+            names["D"] = (self.d_model,)
+        return names
+
+    def state_shape(self, batch: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Shape of the state as a real array: batch, [2 directions,] state axes, (re, im)."""
+        return (*batch, *((2,) if self.bidirectional else ()), *self.state_axes, 2)
+
+    def check(self, params: Parameters) -> None:
+        """Raise ValueError unless params has exactly this layer's leaves, real, finite and of the right shapes."""
+        checks.leaves(self.kind, params, self.shapes())
+
+    def check_call(
+        self,
+        params: Parameters,
+        u: Array,
+        *,
+        state: Array | None = None,
+        lengths: Any = None,
+        resets: Any = None,
+        step_scale: Any = None,
+        form: str | None = None,
+        **_: Any,
+    ) -> None:
+        """Raise ValueError where the arguments of apply do not fit; values are looked at where they are on the host.
+
+        A backend that compiles apply calls this first, while host values still are values.
+        """
+        checks.shapes(self.kind, params, self.shapes())
+        xp = namespace(u)
+        if u.ndim < 2 or u.shape[-1] != self.d_model or u.shape[-2] < 1:
+            raise checks.fail(
+                "u", f"shape (..., L, H) with L >= 1 and H={self.d_model} from d_model", tuple(u.shape)
+            )
+        if not xp.isdtype(u.dtype, "real floating"):
+            raise checks.fail("u", "a real floating dtype", u.dtype, "cast u to the parameters' dtype")
+        if u.dtype != params["log_step"].dtype:
+            raise checks.fail(
+                "u", f"dtype {params['log_step'].dtype} from the parameters", u.dtype, "cast one of them"
+            )
+        batch, time = tuple(u.shape[:-2]), "the batch axes and length of u"
+        if state is not None:
+            checks.shape(
+                "state", state, self.state_shape(batch), "the batch axes of u, then layer.state_shape()"
+            )
+        if lengths is not None:
+            checks.lengths(lengths, u.shape[-2])
+            checks.shape("lengths", lengths, batch, "the batch axes of u")
+        if resets is not None:
+            checks.flags("resets", resets)
+            checks.broadcasts("resets", resets, tuple(u.shape[:-1]), time)
+        if step_scale is not None:
+            checks.positive("step_scale", step_scale)
+            checks.broadcasts("step_scale", step_scale, tuple(u.shape[:-1]), time)
+        if form is not None:
+            checks.choice("form", form, FORMS)
+            if form == "convolution" and (resets is not None or np.ndim(step_scale) > 0):
+                need = "'scan' with resets or per-sample steps"
+                raise checks.fail("form", need, repr(form), "a convolution needs time-invariance")
+
+    # --- running -----------------------------------------------------------------------------------------------
+
+    def apply(
+        self,
+        params: Parameters,
+        u: Array,
+        *,
+        state: Array | None = None,
+        lengths: Array | None = None,
+        resets: Array | None = None,
+        step_scale: Array | float | None = None,
+        return_state: bool = False,
+        form: str | None = None,
+        kernels: Kernels = PORTABLE,
+    ) -> Any:
+        """The layer's output on whole sequences; y_k contains u_k.
+
+        Args:
+            params: real leaves, named and shaped as in shapes().
+            u: real (..., L, H), L >= 1.
+            state: real state_shape(batch), the state before the first sample (and, for the reverse direction,
+                after the last); zero if None.
+            lengths: integer (...), the valid length of each sequence; y is zero from there on, and the final state
+                is the one at the end of the valid part.
+            resets: bool (..., L) or (L,); a reset at k equals a split at k.
+            step_scale: factor on the step size: a number (another sampling rate), or (..., L) or (L,), one per
+                sample (irregular sampling). Positive.
+            return_state: also return the final state.
+            form: "scan" or "convolution"; by default the layer's faster one that supports the call.
+            kernels: the table of kernels to run on.
+
+        Returns:
+            y, real (..., L, H); with return_state the pair (y, final state).
+
+        Raises:
+            ValueError: a shape, dtype or value does not fit; the message names it.
+        """
+        call = {"state": state, "lengths": lengths, "resets": resets, "step_scale": step_scale, "form": form}
+        self.check_call(params, u, **call)
+        signal = self.signal(u, lengths, resets, step_scale)
+        starts = self._starts(state)
+        if form is None:
+            form = "scan" if signal.per_sample or resets is not None else self.default_form
+        y, end = self._run(params, "C", signal, starts[0], return_state, form, kernels)
+        ends = [end]
+        if self.bidirectional:
+            y_reverse, end = self._run(
+                params, "C_reverse", signal.reversed(), starts[1], return_state, form, kernels
+            )
+            y = y + sequences.flip(y_reverse, signal.lengths)
+            ends.append(end)
+        if self.skip:
+            y = y + params["D"] * signal.u
+        y = sequences.mask(y, signal.lengths)
+        return (y, self._joined(ends)) if return_state else y
+
+    def step(
+        self, params: Parameters, u_k: Array, state: Array, *, step_scale: Array | float | None = None
+    ) -> tuple[Array, Array]:
+        """One sample: the output at k and the state after it.
+
+        Args:
+            params: real leaves, named and shaped as in shapes().
+            u_k: real (..., H).
+            state: real state_shape(batch).
+            step_scale: factor on the step size, a number or (...).
+
+        Returns:
+            y_k, real (..., H), and the new state.
+
+        Raises:
+            ValueError: a shape does not fit, or the layer is bidirectional and so has no causal step.
+        """
+        if self.bidirectional:
+            raise checks.fail(
+                "bidirectional",
+                "False for step mode",
+                True,
+                "a right-to-left run needs the whole sequence: use apply",
+            )
+        self.check_call(params, u_k[..., None, :], state=state)
+        if step_scale is not None:
+            checks.positive("step_scale", step_scale)
+            step_scale = namespace(u_k).asarray(step_scale, dtype=u_k.dtype)
+        x = self.update(params, u_k, self._starts(state)[0], step_scale)
+        y = self.readout(self.complex_leaf(params, "C"), x)
+        return y + params["D"] * u_k if self.skip else y, as_pair(x)
+
+    # --- what a layer defines ----------------------------------------------------------------------------------
+
+    def states(self, params: Parameters, signal: sequences.Signal, x0: Array, kernels: Kernels) -> Array:
+        """Every state, complex (..., L, *state_axes)."""
+        raise NotImplementedError
+
+    def response(
+        self, params: Parameters, C: Array, signal: sequences.Signal, x0: Array | None, kernels: Kernels
+    ) -> Array:
+        """The output without D by convolution, real (..., L, H)."""
+        raise NotImplementedError
+
+    def update(self, params: Parameters, u_k: Array, x: Array, step_scale: Array | None) -> Array:
+        """The state after one sample."""
+        raise NotImplementedError
+
+    def readout(self, C: Array, x: Array) -> Array:
+        """C x as a real array: (..., *state_axes) -> (..., H)."""
+        raise NotImplementedError
+
+    def _C_shape(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def _Lambda_shape(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    # --- shared parts ------------------------------------------------------------------------------------------
+
+    @property
+    def weight(self) -> float:
+        """2 where a stored mode stands for a conjugate pair, else 1."""
+        return 2.0 if self.conj_sym else 1.0
+
+    def complex_leaf(self, params: Parameters, name: str) -> Array:
+        return as_complex(params[name + "_re"], params[name + "_im"])
+
+    def eigenvalues(self, params: Parameters) -> Array:
+        """The eigenvalues under the stability rule. At the margin itself the gradient passes."""
+        xp = namespace(params["Lambda_re"])
+        re = params["Lambda_re"]
+        re = xp.where(re > -STABILITY_MARGIN, xp.full_like(re, -STABILITY_MARGIN), re)
+        return as_complex(re, params["Lambda_im"])
+
+    def step_sizes(self, params: Parameters, step_scale: Array | None) -> Array:
+        """Step sizes with singleton axes so that they broadcast against the modes, (..., *state_axes)."""
+        step = namespace(params["log_step"]).exp(params["log_step"])
+        step = step.reshape(step.shape + (1,) * (len(self.state_axes) - 1))
+        if step_scale is None:
+            return step
+        return (
+            step_scale.reshape(step_scale.shape + (1,) * len(self.state_axes)) * step
+            if step_scale.ndim
+            else step_scale * step
+        )
+
+    def _run(
+        self,
+        params: Parameters,
+        C_name: str,
+        signal: sequences.Signal,
+        x0: Array | None,
+        return_state: bool,
+        form: str,
+        kernels: Kernels,
+    ) -> tuple[Array, Array | None]:
+        """One direction: output without D, and the final state where asked for."""
+        C = self.complex_leaf(params, C_name)
+        if form == "convolution":
+            y = self.response(params, C, signal, x0, kernels)
+            return y, self._final(
+                self.states(params, signal, x0, kernels), signal, x0
+            ) if return_state else None
+        x = self.states(params, signal, x0, kernels)
+        return self.readout(C, x), self._final(x, signal, x0) if return_state else None
+
+    def _final(self, x: Array, signal: sequences.Signal, x0: Array | None) -> Array:
+        batch = signal.u.shape[:-2]
+        flat = x.reshape((*batch, x.shape[len(batch)], -1))
+        before = namespace(x).zeros_like(flat[..., 0, :]) if x0 is None else x0.reshape((*batch, -1))
+        return sequences.last(flat, signal.lengths, before).reshape((*batch, *self.state_axes))
+
+    def _starts(self, state: Array | None) -> list[Array | None]:
+        """The complex initial state of each direction."""
+        directions = 2 if self.bidirectional else 1
+        if state is None:
+            return [None] * directions
+        x0 = from_pair(state)
+        if not self.bidirectional:
+            return [x0]
+        axes = (slice(None),) * len(self.state_axes)
+        return [x0[(..., direction, *axes)] for direction in range(directions)]
+
+    def _joined(self, ends: list[Array | None]) -> Array:
+        pairs = [as_pair(end) for end in ends]
+        return (
+            pairs[0] if len(pairs) == 1 else namespace(pairs[0]).stack(pairs, axis=-2 - len(self.state_axes))
+        )
+
+    def signal(self, u: Array, lengths: Any, resets: Any, step_scale: Any) -> sequences.Signal:
+        """The call's inputs as arrays, broadcast to the batch."""
+        xp = namespace(u)
+        lengths = None if lengths is None else xp.asarray(lengths)
+        if resets is not None:
+            resets = xp.broadcast_to(xp.asarray(resets), u.shape[:-1])
+        if step_scale is not None:
+            step_scale = xp.asarray(step_scale, dtype=u.dtype)
+            step_scale = xp.broadcast_to(step_scale, u.shape[:-1]) if step_scale.ndim else step_scale
+        return sequences.Signal(sequences.mask(u, lengths), lengths, resets, step_scale)

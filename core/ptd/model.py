@@ -1,0 +1,329 @@
+"""SequenceModel: layers stacked into a classifier or regressor, described once for every backend.
+
+    encoder -> n_layers x [norm -> layer -> gated activation -> dropout, + residual] -> pooling -> decoder
+
+The description and its forward pass are array code like the layers'; a backend builds its framework's module from the
+description and may run its own layers inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+from . import checks, sequences
+from .arrays import Array, namespace
+from .initialization import Leaves, initialize
+from .layers import Layer
+
+Parameters = Mapping[str, Array]
+
+ACTIVATIONS = ("gelu", "full_glu", "half_glu1", "half_glu2")
+NORM_EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training pass adds: dropout(x, rate, over_time) and the momentum of batch-norm statistics.
+
+    over_time=True asks for one mask per sequence and feature, tied over time.
+    """
+
+    dropout: Callable[[Array, float, bool], Array]
+    momentum: float = 0.9
+
+
+@dataclass(frozen=True)
+class SequenceModel:
+    """A stack of one kind of layer with encoder, norms, gates, dropout, pooling and decoder.
+
+    Attributes:
+        layer: the state-space layer of every block; its d_model is the width H.
+        n_layers: number of blocks.
+        d_input: input features, or the vocabulary size for encoder="embedding".
+        d_output: classes or regression targets.
+        encoder: "linear" for real (..., L, d_input), "embedding" for integer tokens (..., L).
+        norm: "layer", "batch" (statistics over batch and valid time) or "none".
+        prenorm: norm before the layer, else after the residual sum.
+        residual: add the block's input to its output.
+        activation: "gelu"; "full_glu": V g * sigmoid(W g); "half_glu1": g * sigmoid(W g); "half_glu2":
+            y * sigmoid(W g), with y the layer's output and g = dropout(gelu(y)).
+        dropout: rate in [0, 1).
+        tie_dropout: one dropout mask over all time steps.
+        pooling: "mean" or "last" over valid time, or "none" for an output at every step.
+
+    >>> from ptd.layers import S5
+    >>> SequenceModel(S5(8, 4), n_layers=1, d_input=1, d_output=10).shapes()["decoder.weight"]
+    (10, 8)
+    """
+
+    layer: Layer
+    n_layers: int
+    d_input: int
+    d_output: int
+    encoder: str = "linear"
+    norm: str = "layer"
+    prenorm: bool = True
+    residual: bool = True
+    activation: str = "half_glu1"
+    dropout: float = 0.0
+    tie_dropout: bool = False
+    pooling: str = "mean"
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "d_input", "d_output"):
+            checks.positive_integer(name, getattr(self, name))
+        checks.choice("encoder", self.encoder, ("linear", "embedding"))
+        checks.choice("norm", self.norm, ("layer", "batch", "none"))
+        checks.choice("activation", self.activation, ACTIVATIONS)
+        checks.choice("pooling", self.pooling, ("mean", "last", "none"))
+        if not 0 <= self.dropout < 1:
+            raise checks.fail("dropout", "a rate in [0, 1)", self.dropout)
+
+    # --- parameters --------------------------------------------------------------------------------------------
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every leaf, batch-norm statistics included."""
+        H = self.layer.d_model
+        shapes: dict[str, tuple[int, ...]] = {}
+        linear = {"encoder": (H, self.d_input), "decoder": (self.d_output, H)}
+        for i in range(self.n_layers):
+            block = f"blocks.{i}."
+            shapes |= {f"{block}layer.{name}": shape for name, shape in self.layer.shapes().items()}
+            if self.norm != "none":
+                shapes |= {f"{block}norm.{name}": (H,) for name in ("scale", "bias")}
+            if self.norm == "batch":
+                shapes |= {f"{block}norm.{name}": (H,) for name in STATISTICS}
+            if self.activation != "gelu":
+                linear[f"{block}gate"] = (H, H)
+            if self.activation == "full_glu":
+                linear[f"{block}value"] = (H, H)
+        for name, shape in linear.items():
+            shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+        return shapes
+
+    def check(self, params: Parameters) -> None:
+        """Raise ValueError unless params has exactly this model's leaves, real, finite and of the right shapes."""
+        checks.leaves("the model", params, self.shapes())
+
+    def initialize(self, rng: Generator, **options: Any) -> Leaves:
+        """Initial leaves, float64: layers by ptd.initialize with options, weights normal with variance 1/fan-in."""
+        leaves: Leaves = {}
+        for i in range(self.n_layers):
+            layer = initialize(self.layer, rng, **options)
+            leaves |= {f"blocks.{i}.layer.{name}": value for name, value in layer.items()}
+        for name, shape in self.shapes().items():
+            if name in leaves:
+                continue
+            if name.endswith(".weight"):
+                leaves[name] = rng.standard_normal(shape) / math.sqrt(shape[1])
+            else:
+                leaves[name] = np.ones(shape) if name.endswith((".scale", ".var")) else np.zeros(shape)
+        return leaves
+
+    # --- running -----------------------------------------------------------------------------------------------
+
+    def apply(
+        self,
+        params: Parameters,
+        u: Array,
+        *,
+        lengths: Array | None = None,
+        training: Training | None = None,
+        layer_noise: Sequence[Array] | None = None,
+        run: Callable[..., Array] = lambda layer, params, u, **call: layer.apply(params, u, **call),
+    ) -> Any:
+        """Outputs of the model on whole sequences.
+
+        Args:
+            params: leaves named and shaped as in shapes().
+            u: real (..., L, d_input), or integer tokens (..., L).
+            lengths: integer (...), valid lengths.
+            training: None to evaluate; else dropout and batch statistics are on.
+            layer_noise: one array per block, broadcastable to (..., L, H), added to the input of its layer (the
+                Fourier-mode robustness test of Yu et al. 2024 sec. 5.2).
+            run: runs one layer; a backend passes its own.
+
+        Returns:
+            (..., d_output), or (..., L, d_output) without pooling; when training, that and a dict of the updated
+            batch-norm statistics (empty for other norms).
+
+        Raises:
+            ValueError: a shape or value does not fit.
+        """
+        checks.shapes("the model", params, self.shapes())
+        lengths = self._lengths(u, lengths)
+        statistics: dict[str, Array] = {}
+        x = self._encode(params, u)
+        for i in range(self.n_layers):
+            block = _Scope(params, f"blocks.{i}.")
+            z = self._norm(block, x, lengths, training, statistics) if self.prenorm else x
+            if layer_noise is not None:
+                z = z + layer_noise[i]
+            z = run(self.layer, block.leaves("layer."), z, lengths=lengths)
+            z = self._mix(block, z, training)
+            x = x + z if self.residual else z
+            x = x if self.prenorm else self._norm(block, x, lengths, training, statistics)
+        y = _linear(_Scope(params, ""), "decoder", self._pool(x, lengths))
+        return (y, statistics) if training is not None else y
+
+    def step(self, params: Parameters, u_k: Array, states: Sequence[Array]) -> tuple[Array, list[Array]]:
+        """One sample through every block: the output at k and the states after it.
+
+        Args:
+            params: leaves named and shaped as in shapes().
+            u_k: real (..., d_input), or integer tokens (...).
+            states: one state per block, layer.state_shape(batch) each.
+
+        Returns:
+            (..., d_output) and the new states.
+
+        Raises:
+            ValueError: the model pools over time or is bidirectional.
+        """
+        if self.pooling == "mean":
+            raise checks.fail(
+                "pooling", "'last' or 'none' for step mode", "'mean'", "average the outputs yourself"
+            )
+        x = self._encode(params, u_k[..., None] if self.encoder == "embedding" else u_k[..., None, :])
+        new = []
+        for i in range(self.n_layers):
+            block = _Scope(params, f"blocks.{i}.")
+            z = self._norm(block, x, None, None, {}) if self.prenorm else x
+            y, state = self.layer.step(block.leaves("layer."), z[..., 0, :], states[i])
+            new.append(state)
+            z = self._mix(block, y[..., None, :], None)
+            x = x + z if self.residual else z
+            x = x if self.prenorm else self._norm(block, x, None, None, {})
+        return _linear(_Scope(params, ""), "decoder", x[..., 0, :]), new
+
+    # --- parts -------------------------------------------------------------------------------------------------
+
+    def _lengths(self, u: Array, lengths: Any) -> Array | None:
+        axes = 1 if self.encoder == "embedding" else 2
+        if u.ndim < axes or (axes == 2 and u.shape[-1] != self.d_input):
+            wanted = "(..., L) of tokens" if axes == 1 else f"(..., L, {self.d_input}) from d_input"
+            raise checks.fail("u", f"shape {wanted}", tuple(u.shape))
+        if lengths is None:
+            return None
+        checks.lengths(lengths, u.shape[-axes])
+        lengths = namespace(u).asarray(lengths)
+        checks.shape("lengths", lengths, tuple(u.shape[:-axes]), "the batch axes of u")
+        return lengths
+
+    def _encode(self, params: Parameters, u: Array) -> Array:
+        scope = _Scope(params, "")
+        if self.encoder == "linear":
+            return _linear(scope, "encoder", u)
+        xp = namespace(params["encoder.weight"])
+        if not xp.isdtype(u.dtype, "integral"):
+            raise checks.fail(
+                "u", "integer tokens", f"dtype {u.dtype}", "use encoder='linear' for real inputs"
+            )
+        rows = xp.take(params["encoder.weight"].T, u.reshape((-1,)), axis=0)
+        return rows.reshape((*u.shape, self.layer.d_model)) + params["encoder.bias"]
+
+    def _norm(
+        self,
+        block: _Scope,
+        x: Array,
+        lengths: Array | None,
+        training: Training | None,
+        statistics: dict[str, Array],
+    ) -> Array:
+        if self.norm == "none":
+            return x
+        xp = namespace(x)
+        if self.norm == "layer":
+            mean, var = xp.mean(x, axis=-1, keepdims=True), xp.var(x, axis=-1, keepdims=True)
+        elif training is None:
+            mean, var = block["norm.mean"], block["norm.var"]
+        else:
+            mean, var = _moments(x, lengths)
+            for name, value in zip(STATISTICS, (mean, var), strict=True):
+                old = block[f"norm.{name}"]
+                statistics[f"{block.prefix}norm.{name}"] = (
+                    training.momentum * old + (1 - training.momentum) * value
+                )
+        return (x - mean) / xp.sqrt(var + NORM_EPSILON) * block["norm.scale"] + block["norm.bias"]
+
+    def _mix(self, block: _Scope, y: Array, training: Training | None) -> Array:
+        def drop(x: Array) -> Array:
+            return training.dropout(x, self.dropout, self.tie_dropout) if training and self.dropout else x
+
+        g = drop(gelu(y))
+        if self.activation == "gelu":
+            return g
+        kept = {
+            "full_glu": lambda: _linear(block, "value", g),
+            "half_glu1": lambda: g,
+            "half_glu2": lambda: y,
+        }
+        return drop(kept[self.activation]() * sigmoid(_linear(block, "gate", g)))
+
+    def _pool(self, x: Array, lengths: Array | None) -> Array:
+        if self.pooling == "none":
+            return x
+        xp = namespace(x)
+        if self.pooling == "last":
+            return sequences.last(x, lengths, xp.zeros_like(x[..., 0, :]))
+        if lengths is None:
+            return xp.mean(x, axis=-2)
+        count = xp.astype(xp.where(lengths > 0, lengths, xp.ones_like(lengths)), x.dtype)
+        return xp.sum(sequences.mask(x, lengths), axis=-2) / count[..., None]
+
+
+#: Leaves that training updates by averaging, not by gradients.
+STATISTICS = ("mean", "var")
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a model leaf is a batch-norm statistic."""
+    return name.rpartition("norm.")[2] in STATISTICS
+
+
+def gelu(x: Array) -> Array:
+    """x Phi(x) in its tanh form, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks and Gimpel 2016)."""
+    return 0.5 * x * (1.0 + namespace(x).tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+def sigmoid(x: Array) -> Array:
+    """1/(1 + e^-x), without overflow at either end."""
+    return 0.5 * (1.0 + namespace(x).tanh(0.5 * x))
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """The leaves under one prefix."""
+
+    params: Parameters
+    prefix: str
+
+    def __getitem__(self, name: str) -> Array:
+        return self.params[self.prefix + name]
+
+    def leaves(self, prefix: str) -> dict[str, Array]:
+        start = self.prefix + prefix
+        return {
+            name.removeprefix(start): value for name, value in self.params.items() if name.startswith(start)
+        }
+
+
+def _linear(scope: _Scope, name: str, x: Array) -> Array:
+    return x @ scope[f"{name}.weight"].T + scope[f"{name}.bias"]
+
+
+def _moments(x: Array, lengths: Array | None) -> tuple[Array, Array]:
+    """Mean and variance per feature over batch and valid time."""
+    xp = namespace(x)
+    axes = tuple(range(x.ndim - 1))
+    if lengths is None:
+        return xp.mean(x, axis=axes), xp.var(x, axis=axes)
+    count = xp.astype(xp.sum(lengths), x.dtype)
+    mean = xp.sum(sequences.mask(x, lengths), axis=axes) / count
+    return mean, xp.sum(sequences.mask((x - mean) ** 2, lengths), axis=axes) / count

@@ -1,0 +1,73 @@
+"""Which parameter is trained how: the optimiser groups of the S5 line, for any framework's AdamW."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import checks
+from .model import is_statistic
+
+RULES = ("standard", "BandCdecay", "BfastandCdecay")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Peak learning rate and decoupled weight decay of one group of leaves; lr 0 means frozen."""
+
+    lr: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW with linear warm-up and cosine annealing per step to 0, and two learning rates.
+
+    Lambda and log_step train at ssm_lr without decay. B: "standard" ssm_lr without decay, "BandCdecay" ssm_lr with
+    decay, "BfastandCdecay" lr with decay. Everything else, C too: lr with decay.
+
+    Attributes:
+        lr: peak rate of ordinary leaves, > 0.
+        total_steps: steps until the rate is 0.
+        ssm_lr: peak rate of state-space leaves, > 0.
+        weight_decay: decoupled decay per unit of rate, >= 0.
+        warmup_steps: steps of linear warm-up, < total_steps.
+        rule: one of "standard", "BandCdecay", "BfastandCdecay".
+        global_step_size: train log_step as an ordinary leaf.
+        frozen: leaf names kept at their initial value, for example ("Lambda", "B", "log_step").
+    """
+
+    lr: float
+    total_steps: int
+    ssm_lr: float = 1e-3
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    rule: str = "standard"
+    global_step_size: bool = False
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        checks.positive("lr", self.lr)
+        checks.positive("ssm_lr", self.ssm_lr)
+        checks.positive_integer("total_steps", self.total_steps)
+        checks.choice("rule", self.rule, RULES)
+        if not 0 <= self.warmup_steps < self.total_steps:
+            raise checks.fail(
+                "warmup_steps", f"0 <= warmup_steps < total_steps={self.total_steps}", self.warmup_steps
+            )
+        if not self.weight_decay >= 0:
+            raise checks.fail("weight_decay", "a number >= 0", self.weight_decay)
+
+    def group(self, name: str) -> Group:
+        """The group of a leaf, by its dotted name.
+
+        >>> Optimizer(lr=4e-3, total_steps=10, weight_decay=0.1).group("blocks.0.layer.B_re")
+        Group(lr=0.001, weight_decay=0.0)
+        """
+        leaf = name.rpartition(".")[2].removesuffix("_re").removesuffix("_im")
+        if leaf in self.frozen or is_statistic(name):
+            return Group(0.0, 0.0)
+        if leaf == "Lambda" or (leaf == "log_step" and not self.global_step_size):
+            return Group(self.ssm_lr, 0.0)
+        if leaf in ("B", "P") and self.rule != "BfastandCdecay":
+            return Group(self.ssm_lr, self.weight_decay if self.rule == "BandCdecay" else 0.0)
+        return Group(self.lr, self.weight_decay)

@@ -1,0 +1,129 @@
+"""Padding, packing and time reversal of sequences (..., L, H): sequence axis -2, feature axis -1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .arrays import Array, namespace
+from .checks import fail
+
+
+def valid(lengths: Array, L: int) -> Array:
+    """Boolean (..., L): True where k < lengths.
+
+    >>> import numpy as np
+    >>> valid(np.array([1, 2]), 2).tolist()
+    [[True, False], [True, True]]
+    """
+    xp = namespace(lengths)
+    return xp.arange(L, dtype=lengths.dtype) < lengths[..., None]
+
+
+def mask(x: Array, lengths: Array | None) -> Array:
+    """x (..., L, H) with zeros at k >= lengths."""
+    if lengths is None:
+        return x
+    xp = namespace(x)
+    return xp.where(valid(lengths, x.shape[-2])[..., None], x, xp.zeros_like(x))
+
+
+def flip(x: Array, lengths: Array | None, axis: int = -2) -> Array:
+    """x reversed in time within each length; padding stays where it is. axis is -2 for (..., L, H), -1 for (..., L)."""
+    xp = namespace(x)
+    if lengths is None:
+        return xp.flip(x, axis=axis)
+    L = x.shape[axis]
+    k = xp.arange(L, dtype=lengths.dtype)
+    source = xp.where(valid(lengths, L), lengths[..., None] - 1 - k, k)
+    return _along(x, source, axis)
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One input with what says how time runs over it.
+
+    Attributes:
+        u: real (..., L, H), zero at k >= lengths.
+        lengths: integer (...), or None if every sample is valid.
+        resets: bool (..., L), or None.
+        step_scale: real, 0-d or (..., L), or None for 1.
+    """
+
+    u: Array
+    lengths: Array | None = None
+    resets: Array | None = None
+    step_scale: Array | None = None
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether each sample has its own step size."""
+        return self.step_scale is not None and self.step_scale.ndim > 0
+
+    def reversed(self) -> Signal:
+        """The same signal from right to left, padding in place; a split before k is one before its left neighbour."""
+        resets, scale = self.resets, self.step_scale
+        if resets is not None:
+            xp = namespace(resets)
+            if self.lengths is not None:
+                resets = resets & valid(self.lengths, resets.shape[-1])
+            resets = xp.concat([resets[..., 1:], xp.zeros_like(resets[..., :1])], axis=-1)
+            resets = flip(resets, self.lengths, axis=-1)
+        if self.per_sample:
+            scale = flip(scale, self.lengths, axis=-1)
+        return Signal(flip(self.u, self.lengths), self.lengths, resets, scale)
+
+
+def last(x: Array, lengths: Array | None, before: Array) -> Array:
+    """x (..., L, M) at the last valid k; before (..., M) where a length is 0."""
+    if lengths is None:
+        return x[..., -1, :]
+    xp = namespace(x)
+    index = xp.where(lengths > 0, lengths - 1, xp.zeros_like(lengths))
+    end = _along(x, index[..., None], -2)[..., 0, :]
+    return xp.where(lengths[..., None] > 0, end, before)
+
+
+def pack(sequences: Sequence[Array]) -> tuple[Array, Array]:
+    """Sequences (L_i, H) laid end to end, with the reset flags that keep them apart.
+
+    Returns:
+        u (sum L_i, H) and resets, bool (sum L_i,): True at each first sample.
+
+    Raises:
+        ValueError: no sequence, or widths differ.
+
+    >>> import numpy as np
+    >>> pack([np.zeros((2, 1)), np.ones((1, 1))])[1].tolist()
+    [True, False, True]
+    """
+    if not sequences:
+        raise fail("sequences", "at least one array (L_i, H)", "none")
+    widths = sorted({tuple(u.shape[1:]) for u in sequences})
+    if len(widths) > 1:
+        raise fail("sequences", "arrays (L_i, H) of one width H", f"widths {widths}")
+    xp = namespace(*sequences)
+    flags = [xp.arange(u.shape[0]) == 0 for u in sequences]
+    return xp.concat(list(sequences), axis=0), xp.concat(flags, axis=0)
+
+
+def unpack(packed: Array, lengths: Sequence[int]) -> list[Array]:
+    """The pieces (L_i, H) of packed (sum L_i, H).
+
+    Raises:
+        ValueError: the lengths do not add up.
+    """
+    if sum(lengths) != packed.shape[0]:
+        raise fail("lengths", f"a sum of {packed.shape[0]}, the packed length", sum(lengths))
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    return [packed[start : start + L, ...] for start, L in zip(starts, lengths, strict=True)]
+
+
+def _along(x: Array, index: Array, axis: int) -> Array:
+    """x taken at index (..., L') along axis, the batch axes of both broadcast."""
+    xp = namespace(x)
+    batch = x.shape[:axis]
+    index = xp.broadcast_to(index, (*batch, index.shape[-1]))
+    if axis == -2:
+        index = xp.broadcast_to(index[..., None], (*index.shape, x.shape[-1]))
+    return xp.take_along_axis(x, index, axis=axis)
