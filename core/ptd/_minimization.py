@@ -53,7 +53,7 @@ class Problem:
     def X_A(self) -> Array:
         """A's own response on the grid (n, m, K)."""
         assert self.B is not None
-        return _deviation.schur_response(self.A, self.B)(self.frequencies)
+        return _deviation.response(self.A, self.B)(self.frequencies)
 
     def perturbation(self, x: Array) -> Array:
         """E at the variables x."""

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _cache, checks
+from . import _cache, _deviation, checks
 from ._minimization import Problem, minimize
 from ._options import Options, inputs, matrix
-from .diagonalization import Diagonalization, diagonalize, hippo_legs
+from .diagonalization import Diagonalization, diagonalize
 
 Array = NDArray[Any]
 
@@ -150,7 +150,7 @@ def _check_converged(A: Array, found: Diagonalization, method: str) -> None:
 
 
 def _check_legs(A: Array, B: Array | None) -> None:
-    if B is None or not hippo_legs(A, B):
+    if B is None or not _deviation.is_legs(A, B):
         got = "no B" if B is None else "another pair"
         remedy = "pass hippo.legs(N), or method='optimized'"
         raise checks.fail("method 'closed-form'", "A and B of HiPPO-LegS", got, remedy)
