@@ -67,15 +67,16 @@ def modal_response(Lambda: Array, V: Array, V_inv: Array, B: Array) -> Response:
     return lambda w: np.tensordot(V, modes / (1j * w - Lambda[:, None])[:, None, :], axes=1)
 
 
-def frequency_grid(A: Array, Lambda_A: Array, points: int) -> Array:
-    """Frequencies where the response of a stable A varies: 0, |Im Lambda|, and a logarithmic ladder.
+def frequency_grid(A: Array, B: Array, Lambda_A: Array, others: Array, points: int) -> Array:
+    """Frequencies where the response of a stable A varies: 0, its resonances, others, a logarithmic ladder.
 
-    The ladder runs from a tenth of the slowest decay rate to three times ||A||_2. Complex A has both signs.
+    The ladder runs from a tenth of the slowest decay rate to three times ||A||_2. The response at -w is the
+    conjugate of that at w for real A and B; else both signs are kept.
     """
-    slow = max(np.abs(Lambda_A.real).min(), 1e-8 * np.linalg.norm(A, 2))
-    ladder = np.geomspace(0.1 * slow, 3 * np.linalg.norm(A, 2), points)
-    grid = np.unique(np.concatenate([[0.0], ladder, np.abs(Lambda_A.imag)]))
-    return grid if np.isrealobj(A) else np.unique(np.concatenate([-grid, grid]))
+    norm = np.linalg.norm(A, 2)
+    ladder = np.geomspace(0.1 * max(np.abs(Lambda_A.real).min(), 1e-8 * norm), 3 * norm, points)
+    grid = np.unique(np.concatenate([[0.0], ladder, np.abs(Lambda_A.imag), np.abs(others).ravel()]))
+    return grid if np.isrealobj(A) and np.isrealobj(B) else np.union1d(grid, -grid)
 
 
 def largest_difference(first: Response, second: Response, grid: Array) -> float:

@@ -58,11 +58,10 @@ class Problem:
 
     def samples(self, x: Array) -> Samples | None:
         """Frequencies (K,) of the soft maximum at x, and A's response there (n, m, K)."""
-        if self.response is None:
+        if self.B is None or self.response is None:
             return None
         resonances = np.linalg.eigvals(self.A + self.perturbation(x)).imag
-        grid = np.union1d(_deviation.frequency_grid(self.A, self.Lambda_A, 120), resonances)
-        grid = grid[grid >= 0] if np.isrealobj(self.A) else grid
+        grid = _deviation.frequency_grid(self.A, self.B, self.Lambda_A, resonances, 120)
         return grid, self.response(grid)
 
     def perturbation(self, x: Array) -> Array:

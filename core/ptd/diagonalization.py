@@ -147,8 +147,7 @@ def _measured(A: Array, B: Array, B_E: Array, Lambda: Array, V: Array, V_inv: Ar
     B, B_E = B.reshape(A.shape[0], -1), B_E.reshape(A.shape[0], -1)
     # a resonance of A + E is as wide as its decay rate: without these points a grid would step over it
     resonances = Lambda.imag + np.outer([-1, -0.5, 0, 0.5, 1], Lambda.real)
-    grid = np.union1d(_deviation.frequency_grid(A, Lambda_A, 300), resonances)
-    grid = grid[grid >= 0] if np.isrealobj(A) and np.isrealobj(B) else np.union1d(grid, -grid)
+    grid = _deviation.frequency_grid(A, B, Lambda_A, resonances, 300)
     perturbed, exact = _deviation.modal_response(Lambda, V, V_inv, B_E), _deviation.response(A, B)
     largest = _deviation.largest_difference(perturbed, exact, grid)
     return largest / float(np.linalg.norm(B, 2)) if largest else 0.0
