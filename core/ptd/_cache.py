@@ -44,7 +44,8 @@ def key(*parts: Any) -> str:
 def load(name: str) -> dict[str, NDArray[Any]] | None:
     """The arrays stored under a key, or None where there are none or the file is damaged."""
     try:
-        with np.load(folder() / f"{name}.npz", allow_pickle=False) as stored:
+        # opened here, because np.load leaves the file it opens to the garbage collector where it is damaged
+        with open(folder() / f"{name}.npz", "rb") as file, np.load(file, allow_pickle=False) as stored:
             return {field: stored[field] for field in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return None

@@ -9,12 +9,27 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from . import hippo
+
 Array = NDArray[Any]
 Response = Callable[[Array], Array]
 
 
+def is_legs(A: Array, B: Array) -> bool:
+    """Whether A (n, n) and B (n,) or (n, 1) are HiPPO-LegS, to nine digits."""
+    A_legs, B_legs = hippo.legs(A.shape[0])
+    return B.size == A.shape[0] and bool(
+        np.allclose(A, A_legs, 1e-9) and np.allclose(B.ravel(), B_legs, 1e-9)
+    )
+
+
+def response(A: Array, B: Array) -> Response:
+    """The map w -> (iw - A)^{-1} B, shape (n, m, K) for w (K,), from A (n, n) and B (n, m)."""
+    return legs_response(A.shape[0]) if is_legs(A, B) else schur_response(A, B)
+
+
 def schur_response(A: Array, B: Array) -> Response:
-    """The map w -> (iw - A)^{-1} B, shape (n, m, K) for w (K,), through one Schur form of A (n, n), B (n, m).
+    """`response` through one Schur form of A.
 
     Unitary similarity and substitution only: backward stable however ill-conditioned A's eigenvectors.
     """
@@ -31,25 +46,41 @@ def schur_response(A: Array, B: Array) -> Response:
     return response
 
 
+def legs_response(n: int) -> Response:
+    """`response` of HiPPO-LegS of order n in closed form: no matrix, no rounding that grows with n.
+
+    ((s - A)^{-1} B)_i = sqrt(2i+1) / (s+i+1) prod_{j<i} (s-j) / (s+j+1), every factor below 1 on s = iw.
+    """
+    i = np.arange(n)[:, None]
+
+    def response(w: Array) -> Array:
+        s = 1j * w
+        factors = np.concatenate([np.ones((1, w.size)), ((s - i) / (s + i + 1))[:-1]])
+        return (np.sqrt(2 * i + 1) / (s + i + 1) * np.cumprod(factors, axis=0))[:, None, :]
+
+    return response
+
+
 def modal_response(Lambda: Array, V: Array, V_inv: Array, B: Array) -> Response:
     """The map w -> V (iw - Lambda)^{-1} V^{-1} B, shape (n, m, K) for w (K,)."""
     modes = (V_inv @ B)[:, :, None]
     return lambda w: np.tensordot(V, modes / (1j * w - Lambda[:, None])[:, None, :], axes=1)
 
 
-def frequency_grid(A: Array, Lambda_A: Array, points: int) -> Array:
-    """Frequencies where the response of a stable A varies: 0, |Im Lambda|, and a logarithmic ladder.
+def frequency_grid(A: Array, B: Array, Lambda_A: Array, others: Array, points: int) -> Array:
+    """Frequencies where the response of a stable A varies: 0, its resonances, others, a logarithmic ladder.
 
-    The ladder runs from a tenth of the slowest decay rate to three times ||A||_2. Complex A has both signs.
+    The ladder runs from a tenth of the slowest decay rate to three times ||A||_2. The response at -w is the
+    conjugate of that at w for real A and B; else both signs are kept.
     """
-    slow = max(np.abs(Lambda_A.real).min(), 1e-8 * np.linalg.norm(A, 2))
-    ladder = np.geomspace(0.1 * slow, 3 * np.linalg.norm(A, 2), points)
-    grid = np.unique(np.concatenate([[0.0], ladder, np.abs(Lambda_A.imag)]))
-    return grid if np.isrealobj(A) else np.unique(np.concatenate([-grid, grid]))
+    norm = np.linalg.norm(A, 2)
+    ladder = np.geomspace(0.1 * max(np.abs(Lambda_A.real).min(), 1e-8 * norm), 3 * norm, points)
+    grid = np.unique(np.concatenate([[0.0], ladder, np.abs(Lambda_A.imag), np.abs(others).ravel()]))
+    return grid if np.isrealobj(A) and np.isrealobj(B) else np.union1d(grid, -grid)
 
 
 def largest_difference(first: Response, second: Response, grid: Array) -> float:
-    """max_w ||first(w) - second(w)||_2: the grid's local maxima are bracketed and refined five times."""
+    """max_w ||first(w) - second(w)||_2: the grid's eight highest local maxima are refined five times."""
 
     def difference(w: Array) -> Array:
         return np.linalg.norm(np.moveaxis(first(w) - second(w), 2, 0), 2, axis=(1, 2))
@@ -57,9 +88,8 @@ def largest_difference(first: Response, second: Response, grid: Array) -> float:
     values = difference(grid)
     best = float(values.max())
     padded = np.pad(values, 1, constant_values=-np.inf)
-    peaks = np.flatnonzero(
-        (padded[1:-1] >= padded[:-2]) & (padded[1:-1] >= padded[2:]) & (values > 0.5 * best)
-    )
+    peaks = np.flatnonzero((padded[1:-1] >= padded[:-2]) & (padded[1:-1] >= padded[2:]))
+    peaks = peaks[np.argsort(-values[peaks], kind="stable")[:8]]
     left, right = grid[np.maximum(peaks - 1, 0)], grid[np.minimum(peaks + 1, grid.size - 1)]
     for _ in range(5):
         w = np.linspace(left, right, 9)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _deviation, checks, hippo
+from . import _deviation, checks
 
 Array = NDArray[Any]
 
@@ -64,7 +64,7 @@ class Diagonalization:
         Raises:
             ValueError: A is complex: its spectrum has no conjugate symmetry.
 
-        >>> from ptd import perturb_then_diagonalize
+        >>> from ptd import hippo, perturb_then_diagonalize
         >>> Lambda, V, V_inv = perturb_then_diagonalize(*hippo.legs(5), cache=False).half()
         >>> x = np.arange(5.0)
         >>> bool(np.allclose(2 * (V @ (V_inv @ x)).real, x))
@@ -84,7 +84,7 @@ def diagonalize(A: Array, B: Array | None, E: Array, B_E: Array | None) -> Diago
     norm_A, norm_E, norm_M = (float(np.linalg.norm(X, 2)) for X in (A, E, M))
     regular = bool(np.isfinite(V_inv).all())
     residual = float(np.linalg.norm((V * Lambda) @ V_inv - M, 2)) if regular else np.inf
-    has_bound = B is not None and B_E is B and hippo_legs(A, B)
+    has_bound = B is not None and B_E is B and _deviation.is_legs(A, B)
     return Diagonalization(
         Lambda=Lambda,
         V=V,
@@ -99,12 +99,6 @@ def diagonalize(A: Array, B: Array | None, E: Array, B_E: Array | None) -> Diago
         deviation=None if B is None or B_E is None else _measured(A, B, B_E, Lambda, V, V_inv),
         deviation_bound=float(2 * np.log(A.shape[0]) + 4) * norm_E if has_bound else None,
     )
-
-
-def hippo_legs(A: Array, B: Array) -> bool:
-    """Whether A and B are HiPPO-LegS, to nine digits."""
-    A_legs, B_legs = hippo.legs(A.shape[0])
-    return B.shape == B_legs.shape and bool(np.allclose(A, A_legs, 1e-9) and np.allclose(B, B_legs, 1e-9))
 
 
 def modes(M: Array) -> tuple[Array, Array, Array]:
@@ -153,8 +147,7 @@ def _measured(A: Array, B: Array, B_E: Array, Lambda: Array, V: Array, V_inv: Ar
     B, B_E = B.reshape(A.shape[0], -1), B_E.reshape(A.shape[0], -1)
     # a resonance of A + E is as wide as its decay rate: without these points a grid would step over it
     resonances = Lambda.imag + np.outer([-1, -0.5, 0, 0.5, 1], Lambda.real)
-    grid = np.union1d(_deviation.frequency_grid(A, Lambda_A, 300), resonances)
-    grid = grid[grid >= 0] if np.isrealobj(A) and np.isrealobj(B) else np.union1d(grid, -grid)
-    perturbed, exact = _deviation.modal_response(Lambda, V, V_inv, B_E), _deviation.schur_response(A, B)
+    grid = _deviation.frequency_grid(A, B, Lambda_A, resonances, 300)
+    perturbed, exact = _deviation.modal_response(Lambda, V, V_inv, B_E), _deviation.response(A, B)
     largest = _deviation.largest_difference(perturbed, exact, grid)
     return largest / float(np.linalg.norm(B, 2)) if largest else 0.0
