@@ -109,9 +109,7 @@ def optimized(row: Row, cache: bool) -> bool:
     found = perturb_then_diagonalize(*hippo.legs(row.n), size=row.norm, cache=cache)
     seconds = time.process_time() - start
     met = is_met(row, found, seconds)
-    report(
-        row.n, row.source, f"{row.norm:.5g}", f"{row.kappa:.3f}", f"{row.deviation:.4f}", found, seconds, met
-    )
+    report(row.n, row.source, f"{row.norm:.5g}", f"{row.kappa:.3f}", f"{row.deviation:.4f}", found, seconds, met)
     return met
 
 
@@ -121,9 +119,7 @@ def closed_form(cache: bool) -> bool:
     A, B = hippo.legs(CLOSED_FORM_ORDER)
     found = perturb_then_diagonalize(A, B, method="closed-form", rho=RHO, cache=cache)
     seconds = time.process_time() - start
-    met = (
-        found.condition_number <= 1 / RHO and found.backward_error < 1e-12 and seconds <= CLOSED_FORM_SECONDS
-    )
+    met = found.condition_number <= 1 / RHO and found.backward_error < 1e-12 and seconds <= CLOSED_FORM_SECONDS
     report(CLOSED_FORM_ORDER, f"closed form, rho {RHO}", "-", f"{1 / RHO:.3f}", "-", found, seconds, met)
     print(f"{'':7}backward error {found.backward_error:.1e} (limit 1e-12)")
     return met
@@ -143,17 +139,13 @@ def report(
     ours = found.perturbation_norm, found.condition_number, found.deviation, found.spectral_abscissa
     e, k, d, re = (f"{x:.{digits}g}" for x, digits in zip(ours, (5, 4, 3, 3), strict=True))
     verdict = "yes" if met else "LOST"
-    print(
-        LAYOUT.format(n, source, budget, e, k, kappa, d, deviation, re, f"{seconds:.2f}", verdict), flush=True
-    )
+    print(LAYOUT.format(n, source, budget, e, k, kappa, d, deviation, re, f"{seconds:.2f}", verdict), flush=True)
 
 
 def main() -> int:
     """The table; 1 if a row is lost."""
     orders = [*dict.fromkeys(row.n for row in rows()), CLOSED_FORM_ORDER]
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", choices=orders, default=orders, metavar="N")
     parser.add_argument("--cache", action=argparse.BooleanOptionalAction, default=False)
     chosen = parser.parse_args()

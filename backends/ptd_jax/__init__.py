@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+
 from ptd import checks
 from ptd.arrays import Array
 from ptd.layers import Layer
@@ -51,17 +52,13 @@ class JaxBackend(PortableBackend):
     def compiled(self, function: Callable) -> Callable:
         return jax.jit(function)
 
-    def module(
-        self, description: Layer | SequenceModel, params: Mapping[str, NDArray], dtype: str = "float32"
-    ) -> Any:
+    def module(self, description: Layer | SequenceModel, params: Mapping[str, NDArray], dtype: str = "float32") -> Any:
         from .modules import build
 
         description.check(params)
         return build(self, description, {name: self.asarray(value, dtype) for name, value in params.items()})
 
-    def learner(
-        self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int
-    ) -> Any:
+    def learner(self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int) -> Any:
         from .training import JaxLearner
 
         model.check(params)
@@ -79,9 +76,7 @@ def _step(layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, *
 
 
 def _as_arrays(call: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: np.asarray(value) if isinstance(value, (list, tuple)) else value for name, value in call.items()
-    }
+    return {name: np.asarray(value) if isinstance(value, (list, tuple)) else value for name, value in call.items()}
 
 
 backend = JaxBackend()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+
 from ptd.arrays import Array
 from ptd.kernels import Kernels
 from ptd.recurrence import LowRankTransition
@@ -70,9 +71,7 @@ def _associative(Lambda_bar: Array, drive: Array, state: Array) -> Array:
     def compose(left: tuple, right: tuple) -> tuple[Array, Array]:
         return right[0] * left[0], right[0] * left[1] + right[1]
 
-    return lax.associative_scan(
-        compose, (jnp.broadcast_to(Lambda_bar, drive.shape), drive), axis=drive.ndim - 2
-    )[1]
+    return lax.associative_scan(compose, (jnp.broadcast_to(Lambda_bar, drive.shape), drive), axis=drive.ndim - 2)[1]
 
 
 def _time_first(x: Array, axis: int) -> Array:
@@ -81,6 +80,4 @@ def _time_first(x: Array, axis: int) -> Array:
 
 KERNELS = Kernels(scan=scan, scan_low_rank=scan_low_rank)
 
-jax.tree_util.register_dataclass(
-    LowRankTransition, data_fields=["diagonal", "left", "right"], meta_fields=["conj_sym"]
-)
+jax.tree_util.register_dataclass(LowRankTransition, data_fields=["diagonal", "left", "right"], meta_fields=["conj_sym"])

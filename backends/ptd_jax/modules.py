@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from numpy.typing import NDArray
+
 from ptd.arrays import Array
 from ptd.contract import Backend
 from ptd.layers import Layer
@@ -49,9 +50,12 @@ class Module(Leaves):
         step = self.backend.step if isinstance(self.description, Layer) else type(self.description).step
         return step(self.description, self._arrays(), u_k, state, **call)
 
-    def initial_state(self, batch: tuple[int, ...] = ()) -> Array:
-        """A zero state of a layer."""
-        return jnp.zeros(self.description.state_shape(batch), next(iter(self._arrays().values())).dtype)
+    def initial_state(self, batch: tuple[int, ...] = ()) -> Any:
+        """A zero state of a layer; of a model, one per block."""
+        dtype = next(iter(self._arrays().values())).dtype
+        if isinstance(self.description, Layer):
+            return jnp.zeros(self.description.state_shape(batch), dtype)
+        return [jnp.zeros(shape, dtype) for shape in self.description.state_shapes(batch)]
 
     def leaves(self) -> dict[str, NDArray]:
         """The parameters by name, on the host."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from numpy.typing import NDArray
+
 from ptd.arrays import Array
 from ptd.contract import Backend
 from ptd.model import SequenceModel, Training, is_statistic
@@ -33,13 +34,9 @@ class JaxLearner:
         self._optimizer_state = transform.init(_trained(self._leaves))
         self._key = jax.random.key(seed)
 
-        def loss(
-            trained: dict, statistics: dict, inputs: Array, targets: Array, lengths: Any, key: Array
-        ) -> Any:
+        def loss(trained: dict, statistics: dict, inputs: Array, targets: Array, lengths: Any, key: Array) -> Any:
             training = Training(_dropout(key))
-            y, updated = backend.apply_model(
-                model, trained | statistics, inputs, lengths=lengths, training=training
-            )
+            y, updated = backend.apply_model(model, trained | statistics, inputs, lengths=lengths, training=training)
             return _loss(y, targets), updated
 
         @jax.jit

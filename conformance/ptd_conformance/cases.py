@@ -6,13 +6,15 @@ All values are exact in float32, so that every backend and the reference start f
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import ptd
 from numpy.typing import NDArray
+
+import ptd
 from ptd.layers import Layer
 
 Leaves = dict[str, NDArray[np.float64]]
@@ -33,10 +35,12 @@ SUBJECTS: dict[str, tuple[Layer, str]] = {
     "s4-fout-odd": (ptd.S4(2, 5), "fout"),
 }
 
+ZOH = [name for name, (layer, _) in SUBJECTS.items() if layer.discretization == "zoh"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Case:
-    """A layer, its parameters, an input, and how the layer is called."""
+    """A layer, its parameters, an input, and how the layer is called. Equal only to itself, so results can be kept."""
 
     layer: Layer
     params: Leaves = field(repr=False)
@@ -53,6 +57,7 @@ class Case:
         return generic(_rng("state"), self.layer.state_shape(self.u.shape[:-2]))
 
 
+@functools.cache
 def case(
     subject: str,
     L: int,
@@ -60,16 +65,13 @@ def case(
     *,
     bidirectional: bool = False,
     dt: tuple[float, float] = (0.02, 0.2),
-    **call: Any,
 ) -> Case:
     """The case of a subject with a random input of length L, steps log-uniform in dt."""
     layer, init = SUBJECTS[subject]
     layer = dataclasses.replace(layer, bidirectional=bidirectional)
     rng = _rng(f"{subject} {L} {batch}")
     params = ptd.initialize(layer, rng, init=init, dt_min=dt[0], dt_max=dt[1])
-    return Case(
-        layer, {n: exact(v) for n, v in params.items()}, generic(rng, (*batch, L, layer.d_model)), call
-    )
+    return Case(layer, {n: exact(v) for n, v in params.items()}, generic(rng, (*batch, L, layer.d_model)))
 
 
 def generic(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import ptd
 from numpy.typing import NDArray
+
+import ptd
 
 from .cases import Case, generic
 

@@ -60,3 +60,8 @@ def compare(label: str, actual: NDArray, expected: NDArray, allowed: NDArray | f
 def worst(measurements: Iterable[Measurement]) -> Measurement:
     """The measurement with the largest ratio."""
     return max(measurements, key=lambda m: m.ratio)
+
+
+def holds(label: str, condition: bool) -> Measurement:
+    """A comparison that is true or false."""
+    return Measurement(label, 0.0 if condition else np.inf)

@@ -1,7 +1,7 @@
 """Tolerances, derived: what rounding in a given precision can do to a case, and no more.
 
-Every quantity of the recurrence x_k = Lambda_bar x_{k-1} + drive_k is replaced by a bound on its size (a majorant) and
-a bound on its error in units of eps. Sizes obey b_k = |Lambda_bar| b_{k-1} + |drive_k|; errors obey the same recurrence,
+Every quantity of the recurrence x_k = Lambda_bar x_{k-1} + drive_k is replaced by a bound on its size (a majorant)
+and a bound on its error in units of eps. Sizes obey b_k = |Lambda_bar| b_{k-1} + |drive_k|; errors obey the same,
 
     e_k = |Lambda_bar| e_{k-1} + dLambda_bar b_{k-1} + ddrive_k + b_k,
 
@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
 from ptd import recurrence, sequences
 from ptd.arrays import from_pair
 from ptd.layers import DSS, S4, S5, Layer
@@ -76,7 +77,7 @@ def gradient(case: Case, name: str, direction: Values, w: Values, w_state: Value
             struck, moved = _impulse(run), _impulse(moved)
             size, _ = _tangent_bounds(struck, moved)
             y = _readout(struck, size) + _readout(replace(struck, C=moved.C), struck.size)
-            total += _fft_factor(case) * float(np.sum(np.linalg.norm(w, axis=-2) * np.sum(y, axis=-2)))
+            total += _fft_factor(case, derivative=True) * float(np.sum(np.linalg.norm(w, axis=-2) * np.sum(y, axis=-2)))
     if case.layer.skip:
         D = direction if name == "D" else case.params["D"]
         total += float(np.sum(np.abs(w * D * (direction if name == "u" else case.u))))
@@ -241,19 +242,14 @@ def _tangent(case: Case, which: int, run: _Run, name: str, direction: Values) ->
     if isinstance(layer, S4):
         moved_A = along(lambda p: recurrence.dense_transition(layer.discretized(p, scale)[0]))
         a = np.linalg.norm(moved_A, 2, axis=(-2, -1))[..., None]
-        drive = (
-            _norm(along(lambda p: layer.discretized(p, scale)[1]))
-            * np.sqrt(layer.weight)
-            * np.abs(u)[..., None]
-        )
+        drive = _norm(along(lambda p: layer.discretized(p, scale)[1])) * np.sqrt(layer.weight) * np.abs(u)[..., None]
         return replace(still, a=a, da=2 * a * (1 + run.da), drive=drive, ddrive=2 * drive * (1 + run.da))
     z = np.abs(layer.eigenvalues(case.params) * layer.step_sizes(case.params, scale))
     moved_z = np.abs(along(lambda p: layer.eigenvalues(p) * layer.step_sizes(p, scale)))
     a = np.abs(along(lambda p: layer.discretized(p, scale)[0]))
     gain = np.abs(layer.discretized(case.params, scale)[1])
     moved_gain = (
-        np.abs(along(lambda p: layer.discretized(p, scale)[1]))
-        + layer.step_sizes(case.params, scale) * moved_z
+        np.abs(along(lambda p: layer.discretized(p, scale)[1])) + layer.step_sizes(case.params, scale) * moved_z
     )
     moved_Bu = np.abs(along(lambda p: layer.drive(p, u)))
     if name.startswith("B") and isinstance(layer, S5):
@@ -283,27 +279,29 @@ def _impulse(run: _Run) -> _Run:
     return _bounded(replace(run, drive=drive, ddrive=ddrive, x0=0 * run.x0))
 
 
-def _fft_factor(case: Case) -> float:
+def _fft_factor(case: Case, *, derivative: bool = False) -> float:
     """Error of an FFT convolution over ||K|| ||u||: log2 of its length, times what Cauchy sums cancel for S4."""
-    L = case.u.shape[-2]
-    return np.log2(2 * L) * (_cancellation(case) if isinstance(case.layer, S4) else 1.0)
+    cancelled = _cancellation(case)[derivative] if isinstance(case.layer, S4) else 1.0
+    return np.log2(2 * case.u.shape[-2]) * cancelled
 
 
-def _cancellation(case: Case) -> float:
-    """Error of S4's generating function over the function itself, in root mean square over the unit circle.
+def _cancellation(case: Case) -> tuple[float, float]:
+    """For S4's kernel and for its derivatives, what sums over the unit circle lose, in root mean square.
 
-    K^(h) = C~ S B - g (C~ S P) W (P^* S B) with S diagonal. An error of S_n moves it by that of S_n times the closed-loop
-    vectors [C~ - g (C~ S P) W P^*]_n [B - g P W (P^* S B)]_n; each of the sums adds its own rounding.
+    K^(h) = C~ S B - g (C~ S P) W (P^* S B) with S diagonal. An error of S_n moves it by that of S_n times the
+    closed-loop vectors c = [C~ - g (C~ S P) W P^*]_n and b = [B - g P W (P^* S B)]_n; each of the sums adds its own
+    rounding. The derivative by Lambda_n is c_n b_n dS_n/dLambda_n with dS proportional to S^2, so there the relative
+    errors of S, c and b count once more.
     """
     layer, params, L = case.layer, case.params, case.u.shape[-2]
     assert isinstance(layer, S4)
-    transition, _ = layer.discretized(params, case.call.get("step_scale"))
+    transition, _ = layer.discretized(params, _scale(case))
     Lambda, P, B = layer.system(params)
     Lambda, B, C = (_both_halves(layer, x) for x in (Lambda, B, layer.complex_leaf(params, "C")))
     P = np.swapaxes(_both_halves(layer, np.swapaxes(P, -1, -2)), -1, -2)
     powered = np.linalg.matrix_power(recurrence.dense_transition(transition), L)
     C = C - (C[..., None, :] @ powered)[..., 0, :]
-    step, worst = layer.step_sizes(params, case.call.get("step_scale")), []
+    step, worst, relative = layer.step_sizes(params, _scale(case)), [], 1.0
     for h in np.arange(L) * np.pi / L:
         top, bottom, g = 2j * np.sin(h), step * np.cos(h) * Lambda, np.cos(h)
         S = step / (top - bottom)
@@ -319,9 +317,12 @@ def _cancellation(case: Case) -> float:
         sums += np.sum(np.abs(B * S) * (np.abs(P) @ np.abs(through_C)[..., None])[..., 0], -1)
         gram = _inner(np.abs(P), np.abs(S), np.abs(P))
         sums += (np.abs(through_C)[..., None, :] @ gram @ np.abs(through_B)[..., None])[..., 0, 0]
+        for whole, part in ((c, C), (b, B), (top - bottom, top)):
+            relative = max(relative, float(np.max((np.abs(part) + np.abs(part - whole)) / np.abs(whole))))
         worst.append((np.sum(dS * np.abs(c) * np.abs(b), -1) + sums, np.abs(np.sum(c * S * B, -1))))
     error, size = (np.sqrt(np.mean(np.square(part), axis=0)) for part in zip(*worst, strict=True))
-    return float(max(1.0, np.max(error / size)))
+    factor = float(max(1.0, np.max(error / size)))
+    return factor, 4 * factor * relative
 
 
 def _both_halves(layer: Layer, x: NDArray) -> NDArray:
@@ -335,6 +336,11 @@ def _inner(left: NDArray, S: NDArray, right: NDArray) -> NDArray:
 
 
 # --- small things ----------------------------------------------------------------------------------------------
+
+
+def _scale(case: Case) -> Values | None:
+    scale = case.call.get("step_scale")
+    return None if scale is None else np.asarray(scale)
 
 
 def _form(case: Case) -> str:

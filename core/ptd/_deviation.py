@@ -18,9 +18,7 @@ Response = Callable[[Array], Array]
 def is_legs(A: Array, B: Array) -> bool:
     """Whether A (n, n) and B (n,) or (n, 1) are HiPPO-LegS, to nine digits."""
     A_legs, B_legs = hippo.legs(A.shape[0])
-    return B.size == A.shape[0] and bool(
-        np.allclose(A, A_legs, 1e-9) and np.allclose(B.ravel(), B_legs, 1e-9)
-    )
+    return B.size == A.shape[0] and bool(np.allclose(A, A_legs, 1e-9) and np.allclose(B.ravel(), B_legs, 1e-9))
 
 
 def response(A: Array, B: Array) -> Response:

@@ -51,9 +51,7 @@ class Options:
             return
         if name not in METHODS[self.method]:
             owners = " or ".join(repr(method) for method, names in METHODS.items() if name in names)
-            raise checks.fail(
-                name, f"None for method {self.method!r}", repr(value), f"it belongs to {owners}"
-            )
+            raise checks.fail(name, f"None for method {self.method!r}", repr(value), f"it belongs to {owners}")
         if not _is_real_number(value) or not 0 < value < np.inf:
             raise checks.fail(name, "a finite number > 0", repr(value))
 

@@ -38,9 +38,7 @@ def shape(argument: str, array: Any, expected: tuple[int, ...], meaning: str) ->
 def shapes(owner: str, params: Any, expected: dict[str, tuple[int, ...]]) -> None:
     """Raise unless params maps exactly the expected names to arrays of the expected shapes."""
     if missing := sorted(expected.keys() - params.keys()):
-        raise fail(
-            "params", f"the leaves of {owner}", f"none named {', '.join(missing)}", "see layer.shapes()"
-        )
+        raise fail("params", f"the leaves of {owner}", f"none named {', '.join(missing)}", "see layer.shapes()")
     if extra := sorted(params.keys() - expected.keys()):
         raise fail("params", f"only the leaves of {owner}", f"also {', '.join(extra)}", "see layer.shapes()")
     for name, shape_ in expected.items():
@@ -53,18 +51,14 @@ def leaves(owner: str, params: Any, expected: dict[str, tuple[int, ...]]) -> Non
     for name, leaf in params.items():
         dtype = np.asarray(leaf).dtype
         if dtype.kind != "f":
-            raise fail(
-                name, "a real floating dtype", dtype, "store complex values as two leaves, _re and _im"
-            )
+            raise fail(name, "a real floating dtype", dtype, "store complex values as two leaves, _re and _im")
         finite(name, leaf)
 
 
 def broadcasts(argument: str, array: Any, expected: tuple[int, ...], meaning: str) -> None:
     """Raise unless an array or host value broadcasts to shape expected."""
     own = tuple(np.shape(array))
-    if len(own) > len(expected) or any(
-        a not in (1, b) for a, b in zip(own[::-1], expected[::-1], strict=False)
-    ):
+    if len(own) > len(expected) or any(a not in (1, b) for a, b in zip(own[::-1], expected[::-1], strict=False)):
         raise fail(argument, f"a shape that broadcasts to {expected}, {meaning}", own)
 
 
@@ -80,11 +74,7 @@ def on_host(value: Any) -> np.ndarray | None:
 
     Only host values are looked at: on a device that would wait for it, and while tracing there are none.
     """
-    return (
-        np.asarray(value)
-        if isinstance(value, (bool, int, float, list, tuple, np.ndarray, np.generic))
-        else None
-    )
+    return np.asarray(value) if isinstance(value, (bool, int, float, list, tuple, np.ndarray, np.generic)) else None
 
 
 def lengths(value: Any, L: int) -> None:
@@ -94,9 +84,7 @@ def lengths(value: Any, L: int) -> None:
     if host.dtype.kind not in "iu":
         raise fail("lengths", "integers", f"dtype {host.dtype}")
     if host.size and (host.min() < 0 or host.max() > L):
-        raise fail(
-            "lengths", f"values in 0..{L}, the length of u", int(host.max() if host.max() > L else host.min())
-        )
+        raise fail("lengths", f"values in 0..{L}, the length of u", int(host.max() if host.max() > L else host.min()))
 
 
 def positive(argument: str, value: Any) -> None:
@@ -105,9 +93,7 @@ def positive(argument: str, value: Any) -> None:
         return
     bad = ~(np.isfinite(host) & (host > 0))
     if bad.any():
-        raise fail(
-            argument, "finite values > 0", np.atleast_1d(host)[np.atleast_1d(bad)][0], "step sizes are times"
-        )
+        raise fail(argument, "finite values > 0", np.atleast_1d(host)[np.atleast_1d(bad)][0], "step sizes are times")
 
 
 def finite(argument: str, array: Any) -> None:

@@ -57,6 +57,8 @@ class Backend(Protocol):
     dtypes: tuple[str, ...]
     #: Features it lacks, each with the reason the support table prints.
     unsupported: Mapping[str, str]
+    #: Clauses it is known to fail, by clause id or "id-subject", each with the reason; a pass there fails the suite.
+    known_failures: Mapping[str, str]
     #: Its kernels: ptd's definitions, or faster forms.
     kernels: Kernels
 
@@ -90,16 +92,12 @@ class Backend(Protocol):
     def compiled(self, function: Callable) -> Callable:
         """function under the framework's compiler."""
 
-    def module(
-        self, description: Layer | SequenceModel, params: Mapping[str, NDArray], dtype: str = "float32"
-    ) -> Any:
+    def module(self, description: Layer | SequenceModel, params: Mapping[str, NDArray], dtype: str = "float32") -> Any:
         """The framework's module that owns params as real leaves.
 
-        Called as module(u, **call) with the arguments of apply; has step(u_k, state), initial_state(batch) and
-        leaves() -> dict[str, np.ndarray].
+        Called as module(u, **call) with the arguments of apply; has step(u_k, state), initial_state(batch) (a model's
+        is a list, one per block) and leaves() -> dict[str, np.ndarray].
         """
 
-    def learner(
-        self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int
-    ) -> Learner:
+    def learner(self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int) -> Learner:
         """A model ready to train, starting from params; seed drives dropout."""

@@ -39,9 +39,7 @@ def powers(Lambda_bar: Array, L: int) -> Array:
     return block[..., :L]
 
 
-def cauchy(
-    transition: LowRankTransition, Lambda: Array, P: Array, B: Array, C: Array, step: Array, L: int
-) -> Array:
+def cauchy(transition: LowRankTransition, Lambda: Array, P: Array, B: Array, C: Array, step: Array, L: int) -> Array:
     """K_l = C A_bar^l B_bar of a bilinear diagonal-plus-low-rank system through its generating function (S4 thm 3).
 
     At the L roots of unity z = exp(-2ih), h = pi l / L, with S(h) = step/(2i sin h - step cos h Lambda) and
@@ -116,9 +114,7 @@ def causal_convolution(u: Array, K: Array) -> Array:
     xp = namespace(u)
     L = u.shape[-2]
     signal = xp.fft.rfft(xp.matrix_transpose(u), n=2 * L, axis=-1)
-    return xp.matrix_transpose(
-        xp.fft.irfft(signal * xp.fft.rfft(K, n=2 * L, axis=-1), n=2 * L, axis=-1)[..., :L]
-    )
+    return xp.matrix_transpose(xp.fft.irfft(signal * xp.fft.rfft(K, n=2 * L, axis=-1), n=2 * L, axis=-1)[..., :L])
 
 
 def causal_convolution_direct(u: Array, K: Array) -> Array:
@@ -130,9 +126,7 @@ def causal_convolution_direct(u: Array, K: Array) -> Array:
     """
     xp = namespace(u)
     K = xp.matrix_transpose(K)
-    rows = [
-        xp.sum(xp.flip(K[..., : k + 1, :], axis=-2) * u[..., : k + 1, :], axis=-2) for k in range(u.shape[-2])
-    ]
+    rows = [xp.sum(xp.flip(K[..., : k + 1, :], axis=-2) * u[..., : k + 1, :], axis=-2) for k in range(u.shape[-2])]
     return xp.stack(rows, axis=-2)
 
 

@@ -110,9 +110,7 @@ def normal_plus_low_rank(measure: str, N: int) -> tuple[Matrix, Matrix, Matrix]:
     checks.choice("measure", measure, MEASURES)
     A, B = MEASURES[measure](N)
     P = B[:, None] / np.sqrt(2.0)
-    if (
-        measure == "legt"
-    ):  # B_i B_j cancels between orders of different parity, so each parity has its own column
+    if measure == "legt":  # B_i B_j cancels between orders of different parity, so each parity has its own column
         even = np.arange(N)[:, None] % 2 == 0
         P = np.sqrt(2.0) * np.concatenate([np.where(even, P, 0), np.where(even, 0, P)], axis=1)
     return A + P @ P.T, P, B

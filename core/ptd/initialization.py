@@ -103,9 +103,7 @@ def dss(
     return _per_feature(layer, rng, dt_min, dt_max, Lambda=m.Lambda)
 
 
-def s4(
-    layer: S4, rng: Generator, *, init: str | Modes = "legs", dt_min: float = 1e-3, dt_max: float = 1e-1
-) -> Leaves:
+def s4(layer: S4, rng: Generator, *, init: str | Modes = "legs", dt_min: float = 1e-3, dt_max: float = 1e-1) -> Leaves:
     """Initial parameters of S4: the normal-plus-low-rank form of "legs", "legt" (rank 2) or "fout" (S4 thm 1).
 
     Arguments, result and errors as for s4d.
@@ -115,9 +113,7 @@ def s4(
         init = modes.dplr(init, layer.d_state, conj_sym=layer.conj_sym)
     if init.P_tilde is None or init.P_tilde.shape[1] != layer.rank:
         got = "none" if init.P_tilde is None else f"rank {init.P_tilde.shape[1]}"
-        raise checks.fail(
-            "init", f"modes with a low-rank factor of the layer's rank {layer.rank}", got, "set rank"
-        )
+        raise checks.fail("init", f"modes with a low-rank factor of the layer's rank {layer.rank}", got, "set rank")
     return _per_feature(layer, rng, dt_min, dt_max, Lambda=init.Lambda, B=init.B_tilde, P=init.P_tilde)
 
 
@@ -146,9 +142,7 @@ def _block(layer: Layer, init: str | Modes, N: int) -> Modes:
 
 def _per_feature(layer: S4D | S4, rng: Generator, dt_min: float, dt_max: float, **system: NDArray) -> Leaves:
     if not layer.shared:
-        system = {
-            name: np.broadcast_to(value, (layer.d_model, *value.shape)) for name, value in system.items()
-        }
+        system = {name: np.broadcast_to(value, (layer.d_model, *value.shape)) for name, value in system.items()}
     return _leaves(
         layer,
         rng,
@@ -176,9 +170,7 @@ def _leaves(
     system["C"] = C()
     if layer.bidirectional:
         system["C_reverse"] = C()
-    leaves = {
-        name + part: np.ascontiguousarray(of(value)) for name, value in system.items() for part, of in PARTS
-    }
+    leaves = {name + part: np.ascontiguousarray(of(value)) for name, value in system.items() for part, of in PARTS}
     leaves["log_step"] = rng.uniform(np.log(dt_min), np.log(dt_max), n_steps)
     if layer.skip:
         leaves["D"] = rng.standard_normal(layer.d_model)

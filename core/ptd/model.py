@@ -107,6 +107,10 @@ class SequenceModel:
             shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
         return shapes
 
+    def state_shapes(self, batch: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
+        """Shape of each block's state."""
+        return [self.layer.state_shape(batch)] * self.n_layers
+
     def check(self, params: Parameters) -> None:
         """Raise ValueError unless params has exactly this model's leaves, real, finite and of the right shapes."""
         checks.leaves("the model", params, self.shapes())
@@ -187,9 +191,7 @@ class SequenceModel:
             ValueError: the model pools over time or is bidirectional.
         """
         if self.pooling == "mean":
-            raise checks.fail(
-                "pooling", "'last' or 'none' for step mode", "'mean'", "average the outputs yourself"
-            )
+            raise checks.fail("pooling", "'last' or 'none' for step mode", "'mean'", "average the outputs yourself")
         x = self._encode(params, u_k[..., None] if self.encoder == "embedding" else u_k[..., None, :])
         new = []
         for i in range(self.n_layers):
@@ -222,9 +224,7 @@ class SequenceModel:
             return _linear(scope, "encoder", u)
         xp = namespace(params["encoder.weight"])
         if not xp.isdtype(u.dtype, "integral"):
-            raise checks.fail(
-                "u", "integer tokens", f"dtype {u.dtype}", "use encoder='linear' for real inputs"
-            )
+            raise checks.fail("u", "integer tokens", f"dtype {u.dtype}", "use encoder='linear' for real inputs")
         rows = xp.take(params["encoder.weight"].T, u.reshape((-1,)), axis=0)
         return rows.reshape((*u.shape, self.layer.d_model)) + params["encoder.bias"]
 
@@ -247,9 +247,7 @@ class SequenceModel:
             mean, var = _moments(x, lengths)
             for name, value in zip(STATISTICS, (mean, var), strict=True):
                 old = block[f"norm.{name}"]
-                statistics[f"{block.prefix}norm.{name}"] = (
-                    training.momentum * old + (1 - training.momentum) * value
-                )
+                statistics[f"{block.prefix}norm.{name}"] = training.momentum * old + (1 - training.momentum) * value
         return (x - mean) / xp.sqrt(var + NORM_EPSILON) * block["norm.scale"] + block["norm.bias"]
 
     def _mix(self, block: _Scope, y: Array, training: Training | None) -> Array:
@@ -309,9 +307,7 @@ class _Scope:
 
     def leaves(self, prefix: str) -> dict[str, Array]:
         start = self.prefix + prefix
-        return {
-            name.removeprefix(start): value for name, value in self.params.items() if name.startswith(start)
-        }
+        return {name.removeprefix(start): value for name, value in self.params.items() if name.startswith(start)}
 
 
 def _linear(scope: _Scope, name: str, x: Array) -> Array:

@@ -18,7 +18,7 @@ from . import checks, hippo
 from .diagonalization import Diagonalization
 from .perturbation import perturb_then_diagonalize
 
-Complex = NDArray[np.complex128]
+Complex = NDArray[np.complexfloating]
 
 #: Re Lambda given to measures whose normal part is skew (LegT, FouT), in 1/time: clear of the stability margin,
 #: and over the unit window a decay of 0.1 %.
@@ -148,6 +148,7 @@ def _normal_modes(A_N: NDArray, B: NDArray, P: NDArray | None, conj_sym: bool) -
 
 
 def _from_diagonalization(result: Diagonalization, conj_sym: bool) -> Modes:
+    assert result.B is not None  # it was passed in
     parts = result.half() if conj_sym else (result.Lambda, result.V, result.V_inv)
     return _with_phase(*parts, result.B, None)
 

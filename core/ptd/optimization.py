@@ -51,9 +51,7 @@ class Optimizer:
         checks.positive_integer("total_steps", self.total_steps)
         checks.choice("rule", self.rule, RULES)
         if not 0 <= self.warmup_steps < self.total_steps:
-            raise checks.fail(
-                "warmup_steps", f"0 <= warmup_steps < total_steps={self.total_steps}", self.warmup_steps
-            )
+            raise checks.fail("warmup_steps", f"0 <= warmup_steps < total_steps={self.total_steps}", self.warmup_steps)
         if not self.weight_decay >= 0:
             raise checks.fail("weight_decay", "a number >= 0", self.weight_decay)
 

@@ -67,9 +67,7 @@ def load(path: str | Path) -> tuple[Layer | SequenceModel, dict[str, NDArray]]:
             "it is truncated or not ours: use another copy",
         ) from error
     if "ptd_spec" not in metadata:
-        raise checks.fail(
-            "path", "a file written by ptd.save", f"{path.name} without its metadata", "convert it first"
-        )
+        raise checks.fail("path", "a file written by ptd.save", f"{path.name} without its metadata", "convert it first")
     if metadata["ptd_spec"] != SPEC_VERSION:
         raise checks.fail(
             "path",

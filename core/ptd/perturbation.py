@@ -25,7 +25,7 @@ DEFAULT_FRACTION = 0.04
 DEFAULT_RHO = 0.1
 
 
-class NotConverged(RuntimeError):  # noqa: N818
+class NotConverged(RuntimeError):
     """No admissible perturbation was found; `best` holds the best Diagonalization met."""
 
     def __init__(self, message: str, best: Diagonalization) -> None:

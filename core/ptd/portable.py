@@ -35,6 +35,7 @@ class PortableBackend:
     distributions: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float32", "float64")
     unsupported: Mapping[str, str] = {}
+    known_failures: Mapping[str, str] = {}
     kernels: Kernels = PORTABLE
 
     def __repr__(self) -> str:
@@ -73,14 +74,10 @@ class PortableBackend:
     def compiled(self, function: Callable) -> Callable:
         raise self._lacks("compilation")
 
-    def module(
-        self, description: Layer | SequenceModel, params: Mapping[str, NDArray], dtype: str = "float32"
-    ) -> Any:
+    def module(self, description: Layer | SequenceModel, params: Mapping[str, NDArray], dtype: str = "float32") -> Any:
         raise self._lacks("modules")
 
-    def learner(
-        self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int
-    ) -> Learner:
+    def learner(self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int) -> Learner:
         raise self._lacks("training")
 
     # --- constructors ------------------------------------------------------------------------------------------

@@ -104,8 +104,7 @@ def dense_transition(transition: LowRankTransition) -> Array:
     diagonal, left, right = transition.diagonal, transition.left, transition.right
     if transition.conj_sym:
         diagonal, left, right = (
-            xp.concat([part, xp.conj(part)], axis=axis)
-            for part, axis in ((diagonal, -1), (left, -2), (right, -2))
+            xp.concat([part, xp.conj(part)], axis=axis) for part, axis in ((diagonal, -1), (left, -2), (right, -2))
         )
     identity = xp.eye(diagonal.shape[-1], dtype=diagonal.dtype)
     return identity * diagonal[..., None, :] - left @ xp.conj(xp.matrix_transpose(right))

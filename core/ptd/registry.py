@@ -45,9 +45,7 @@ def backend(name: str) -> Backend:
         return getattr(importlib.import_module(module), attribute)
     found = _registered()
     if name not in found:
-        raise ValueError(
-            f"name: expected one of {', '.join(sorted(found))}, got {name!r}; {_install_hint(name)}"
-        )
+        raise ValueError(f"name: expected one of {', '.join(sorted(found))}, got {name!r}; {_install_hint(name)}")
     try:
         return found[name].load()
     except ImportError as error:

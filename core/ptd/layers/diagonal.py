@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..arrays import Array, namespace
 from ..discretization import RULES
 from ..kernels import Kernels
@@ -38,4 +40,4 @@ class DiagonalLayer(Layer):
 
     def _flat(self, x: Array) -> Array:
         """State axes merged into one, (..., M): the scan knows modes only."""
-        return x.reshape((*x.shape[: -len(self.state_axes)], -1)) if len(self.state_axes) > 1 else x
+        return x.reshape((*x.shape[: -len(self.state_axes)], math.prod(self.state_axes)))

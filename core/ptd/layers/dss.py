@@ -36,17 +36,9 @@ class DSS(S4D):
         super().__post_init__()
         if self.conj_sym or not self.shared:
             got = f"conj_sym={self.conj_sym}, shared={self.shared}"
-            raise checks.fail(
-                "DSS", "conj_sym=False and shared=True, its definition", got, "use S4D for the rest"
-            )
-        if (
-            isinstance(self.kernel_length, bool)
-            or not isinstance(self.kernel_length, int)
-            or self.kernel_length < 0
-        ):
-            raise checks.fail(
-                "kernel_length", "0 (DSS-exp) or a length (DSS-softmax)", repr(self.kernel_length)
-            )
+            raise checks.fail("DSS", "conj_sym=False and shared=True, its definition", got, "use S4D for the rest")
+        if isinstance(self.kernel_length, bool) or not isinstance(self.kernel_length, int) or self.kernel_length < 0:
+            raise checks.fail("kernel_length", "0 (DSS-exp) or a length (DSS-softmax)", repr(self.kernel_length))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every parameter, all real."""

@@ -106,20 +106,14 @@ class Layer:
         checks.shapes(self.kind, params, self.shapes())
         xp = namespace(u)
         if u.ndim < 2 or u.shape[-1] != self.d_model or u.shape[-2] < 1:
-            raise checks.fail(
-                "u", f"shape (..., L, H) with L >= 1 and H={self.d_model} from d_model", tuple(u.shape)
-            )
+            raise checks.fail("u", f"shape (..., L, H) with L >= 1 and H={self.d_model} from d_model", tuple(u.shape))
         if not xp.isdtype(u.dtype, "real floating"):
             raise checks.fail("u", "a real floating dtype", u.dtype, "cast u to the parameters' dtype")
         if u.dtype != params["log_step"].dtype:
-            raise checks.fail(
-                "u", f"dtype {params['log_step'].dtype} from the parameters", u.dtype, "cast one of them"
-            )
+            raise checks.fail("u", f"dtype {params['log_step'].dtype} from the parameters", u.dtype, "cast one of them")
         batch, time = tuple(u.shape[:-2]), "the batch axes and length of u"
         if state is not None:
-            checks.shape(
-                "state", state, self.state_shape(batch), "the batch axes of u, then layer.state_shape()"
-            )
+            checks.shape("state", state, self.state_shape(batch), "the batch axes of u, then layer.state_shape()")
         if lengths is not None:
             checks.lengths(lengths, u.shape[-2])
             checks.shape("lengths", lengths, batch, "the batch axes of u")
@@ -172,7 +166,13 @@ class Layer:
         Raises:
             ValueError: a shape, dtype or value does not fit; the message names it.
         """
-        call = {"state": state, "lengths": lengths, "resets": resets, "step_scale": step_scale, "form": form}
+        call: dict[str, Any] = {
+            "state": state,
+            "lengths": lengths,
+            "resets": resets,
+            "step_scale": step_scale,
+            "form": form,
+        }
         self.check_call(params, u, **call)
         signal = self.signal(u, lengths, resets, step_scale)
         starts = self._starts(state)
@@ -181,9 +181,7 @@ class Layer:
         y, end = self._run(params, "C", signal, starts[0], return_state, form, kernels)
         ends = [end]
         if self.bidirectional:
-            y_reverse, end = self._run(
-                params, "C_reverse", signal.reversed(), starts[1], return_state, form, kernels
-            )
+            y_reverse, end = self._run(params, "C_reverse", signal.reversed(), starts[1], return_state, form, kernels)
             y = y + sequences.flip(y_reverse, signal.lengths)
             ends.append(end)
         if self.skip:
@@ -257,6 +255,7 @@ class Layer:
         return 2.0 if self.conj_sym else 1.0
 
     def complex_leaf(self, params: Parameters, name: str) -> Array:
+        """The complex array stored as the leaves name_re and name_im."""
         return as_complex(params[name + "_re"], params[name + "_im"])
 
     def eigenvalues(self, params: Parameters) -> Array:
@@ -292,16 +291,14 @@ class Layer:
         C = self.complex_leaf(params, C_name)
         if form == "convolution":
             y = self.response(params, C, signal, x0, kernels)
-            return y, self._final(
-                self.states(params, signal, x0, kernels), signal, x0
-            ) if return_state else None
+            return y, self._final(self.states(params, signal, x0, kernels), signal, x0) if return_state else None
         x = self.states(params, signal, x0, kernels)
         return self.readout(C, x), self._final(x, signal, x0) if return_state else None
 
     def _final(self, x: Array, signal: sequences.Signal, x0: Array | None) -> Array:
         batch = signal.u.shape[:-2]
-        flat = x.reshape((*batch, x.shape[len(batch)], -1))
-        before = namespace(x).zeros_like(flat[..., 0, :]) if x0 is None else x0.reshape((*batch, -1))
+        flat = x.reshape((*batch, x.shape[len(batch)], math.prod(self.state_axes)))
+        before = namespace(x).zeros_like(flat[..., 0, :]) if x0 is None else x0.reshape(flat[..., 0, :].shape)
         return sequences.last(flat, signal.lengths, before).reshape((*batch, *self.state_axes))
 
     def _starts(self, state: Array | None) -> list[Array | None]:
@@ -317,9 +314,7 @@ class Layer:
 
     def _joined(self, ends: list[Array | None]) -> Array:
         pairs = [as_pair(end) for end in ends]
-        return (
-            pairs[0] if len(pairs) == 1 else namespace(pairs[0]).stack(pairs, axis=-2 - len(self.state_axes))
-        )
+        return pairs[0] if len(pairs) == 1 else namespace(pairs[0]).stack(pairs, axis=-2 - len(self.state_axes))
 
     def signal(self, u: Array, lengths: Any, resets: Any, step_scale: Any) -> sequences.Signal:
         """The call's inputs as arrays, broadcast to the batch."""

@@ -47,6 +47,7 @@ class S4(PerFeatureLayer):
         return super().shapes() | {"P_re": P, "P_im": P}
 
     def system(self, params: Parameters) -> tuple[Array, Array, Array]:
+        """Lambda, P and B, complex."""
         return self.eigenvalues(params), self.complex_leaf(params, "P"), self.complex_leaf(params, "B")
 
     def discretized(self, params: Parameters, step_scale: Array | None) -> tuple[LowRankTransition, Array]:
@@ -61,9 +62,7 @@ class S4(PerFeatureLayer):
         transition, B_bar = self.discretized(params, step_scale)
         return transition(x) + self._as_drive(u_k, B_bar)
 
-    def response(
-        self, params: Parameters, C: Array, signal: Signal, x0: Array | None, kernels: Kernels
-    ) -> Array:
+    def response(self, params: Parameters, C: Array, signal: Signal, x0: Array | None, kernels: Kernels) -> Array:
         xp = namespace(C)
         transition, _ = self.discretized(params, signal.step_scale)
         Lambda, P, B = self.system(params)
@@ -73,7 +72,7 @@ class S4(PerFeatureLayer):
         y = kernels.causal_convolution(signal.u, K)
         if x0 is None:
             return y
-        # C A_bar^{k+1} x0 is the kernel of an input column B0 with (I - A step/2) A_bar x0 = (I + A step/2) x0 = step B0.
+        # C A_bar^{k+1} x0 is the kernel of the input column B0 with step B0 = (I - A step/2) A_bar x0 = (I + A step/2) x0.
         along_P = LowRankTransition(Lambda, P, P, self.conj_sym)
         B0 = x0 / step + along_P(x0) / 2.0
         return y + xp.matrix_transpose(kernels.cauchy(transition, Lambda, P, B0, C, step, L))

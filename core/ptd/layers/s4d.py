@@ -33,9 +33,7 @@ class S4D(PerFeatureLayer, DiagonalLayer):
     def drive(self, params: Parameters, u: Array) -> Array:
         return self._as_drive(u, self.input_column(params))
 
-    def response(
-        self, params: Parameters, C: Array, signal: Signal, x0: Array | None, kernels: Kernels
-    ) -> Array:
+    def response(self, params: Parameters, C: Array, signal: Signal, x0: Array | None, kernels: Kernels) -> Array:
         xp = namespace(C)
         Lambda_bar, gain = self.discretized(params, signal.step_scale)
         L = signal.u.shape[-2]

@@ -37,9 +37,7 @@ class S5(DiagonalLayer):
     @property
     def modes(self) -> int:
         """P, the stored modes of all blocks: a block of odd order keeps its real mode."""
-        return self.blocks * (
-            -(-self.d_state // self.blocks // 2) if self.conj_sym else self.d_state // self.blocks
-        )
+        return self.blocks * (-(-self.d_state // self.blocks // 2) if self.conj_sym else self.d_state // self.blocks)
 
     @property
     def state_axes(self) -> tuple[int, ...]:
@@ -64,9 +62,7 @@ class S5(DiagonalLayer):
     def readout(self, C: Array, x: Array) -> Array:
         return self.weight * (real(x) @ real(C).T - imag(x) @ imag(C).T)
 
-    def response(
-        self, params: Parameters, C: Array, signal: Signal, x0: Array | None, kernels: Kernels
-    ) -> Array:
+    def response(self, params: Parameters, C: Array, signal: Signal, x0: Array | None, kernels: Kernels) -> Array:
         xp = namespace(C)
         Lambda_bar, gain = self.discretized(params, signal.step_scale)
         L = signal.u.shape[-2]

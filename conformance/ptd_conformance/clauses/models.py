@@ -1,0 +1,152 @@
+"""SequenceModel and training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ptd
+from ptd.model import is_statistic
+
+from ..bench import Bench
+from ..cases import exact, generic
+from ..clause import clause
+from ..outcome import Measurement, compare, holds
+
+MODELS: dict[str, ptd.SequenceModel] = {
+    "s5-batch-norm": ptd.SequenceModel(
+        ptd.S5(6, 4, bidirectional=True), 2, 3, 4, norm="batch", activation="half_glu2", dropout=0.1
+    ),
+    "s4d-post-norm": ptd.SequenceModel(ptd.S4D(6, 4), 2, 3, 4, prenorm=False, activation="full_glu", residual=False),
+    "dss-tokens": ptd.SequenceModel(ptd.DSS(6, 4), 1, 9, 4, encoder="embedding", pooling="last", activation="gelu"),
+    "s4-every-step": ptd.SequenceModel(ptd.S4(6, 4), 1, 3, 4, norm="none", pooling="none"),
+}
+STEPPED = [name for name, model in MODELS.items() if model.pooling != "mean"]
+CLASSIFIERS = [name for name, model in MODELS.items() if model.pooling != "none"]
+L, BATCH = 10, 4
+
+
+def leaves(subject: str) -> dict[str, NDArray]:
+    """Random parameters of a model, batch-norm statistics generic as well."""
+    rng = np.random.default_rng(5)
+    params = MODELS[subject].initialize(rng, init="legs")
+    return {
+        name: exact(value * rng.uniform(0.5, 2, value.shape) if is_statistic(name) else value)
+        for name, value in params.items()
+    }
+
+
+def inputs(subject: str) -> NDArray:
+    """Random inputs or tokens."""
+    rng, model = np.random.default_rng(6), MODELS[subject]
+    return rng.integers(0, model.d_input, (BATCH, L)) if model.encoder == "embedding" else generic(rng, (BATCH, L, 3))
+
+
+def reference(subject: str, dtype: Any, **call: Any) -> NDArray:
+    """The reference's output computed in dtype."""
+    u = inputs(subject)
+    params = {name: value.astype(dtype) for name, value in leaves(subject).items()}
+    return MODELS[subject].apply(params, u if u.dtype.kind == "i" else u.astype(dtype), **call)
+
+
+def same_precision(subject: str, dtype: str, **call: Any) -> tuple[NDArray, float]:
+    """The output and its allowed error: 16 times the reference's own in the same precision.
+
+    A composition of norms and gates has no useful closed bound. What NumPy loses in the same precision shows its
+    condition; 16 leaves room for another order of summation.
+    """
+    wide = reference(subject, np.longdouble, **call)
+    return wide.astype(np.float64), 16 * float(np.max(np.abs(reference(subject, dtype, **call) - wide)))
+
+
+@clause("S1", MODELS, every_dtype=True)
+def model_equals_the_reference(bench: Bench, subject: str) -> Iterator[Measurement]:
+    """Encoder, norms, gates, pooling and decoder equal the reference's."""
+    expected, allowed = same_precision(subject, bench.dtype)
+    y = bench.backend.apply_model(MODELS[subject], bench.arrays(leaves(subject)), bench.array(inputs(subject)))
+    yield compare("output", bench.host(y), expected, allowed)
+
+
+@clause("S2", MODELS)
+def model_ignores_padding(bench: Bench, subject: str) -> Iterator[Measurement]:
+    """With lengths, pooling and layers ignore the padding."""
+    lengths = np.array([L, 1, 7, 4])
+    expected, allowed = same_precision(subject, bench.dtype, lengths=lengths)
+    params, u = bench.arrays(leaves(subject)), bench.array(inputs(subject))
+    y = bench.host(bench.backend.apply_model(MODELS[subject], params, u, lengths=bench.array(lengths)))
+    valid = np.arange(L) < lengths[:, None] if MODELS[subject].pooling == "none" else np.ones(BATCH, bool)
+    yield compare("output", y[valid], expected[valid], allowed)
+
+
+@clause("S3", MODELS)
+def noise_is_added_to_every_layers_input(bench: Bench, subject: str) -> Iterator[Measurement]:
+    """layer_noise is added to the input of each block's layer."""
+    model = MODELS[subject]
+    noise = [generic(np.random.default_rng(i), (BATCH, L, model.layer.d_model)) for i in range(model.n_layers)]
+    params, u = bench.arrays(leaves(subject)), bench.array(inputs(subject))
+    y = bench.backend.apply_model(model, params, u, layer_noise=[bench.array(value) for value in noise])
+    wide = reference(subject, np.longdouble, layer_noise=noise)
+    own = reference(subject, bench.dtype, layer_noise=[value.astype(bench.dtype) for value in noise])
+    yield compare("output", bench.host(y), wide.astype(np.float64), 16 * float(np.max(np.abs(own - wide))))
+
+
+@clause("S4", STEPPED, needs="modules")
+def model_steps_as_it_runs(bench: Bench, subject: str) -> Iterator[Measurement]:
+    """A causal model, stepped sample by sample, gives the outputs of the whole run."""
+    model = MODELS[subject]
+    module = bench.backend.module(model, leaves(subject), bench.dtype)
+    states = module.initial_state((BATCH,))
+    u = inputs(subject)
+    for k in range(L):
+        y, states = module.step(bench.array(u[:, k]), states)
+    expected, allowed = same_precision(subject, bench.dtype)
+    yield compare("last output", bench.host(y), expected if model.pooling == "last" else expected[:, -1], allowed)
+
+
+def optimizer(**options: Any) -> ptd.Optimizer:
+    """The optimiser of the training clauses."""
+    return ptd.Optimizer(lr=1e-2, ssm_lr=1e-3, weight_decay=0.05, **{"total_steps": 100, **options})
+
+
+@clause("T1", [name for name in CLASSIFIERS if MODELS[name].norm != "batch"], needs="training")
+def first_loss_is_the_models(bench: Bench, subject: str) -> Iterator[Measurement]:
+    """Without dropout and batch statistics, the first loss is the reference's cross entropy."""
+    model, targets = MODELS[subject], np.arange(BATCH) % 4
+    learner = bench.backend.learner(model, leaves(subject), optimizer(), seed=0)
+    logits = reference(subject, np.float64)
+    expected = np.mean(np.log(np.sum(np.exp(logits), axis=-1)) - logits[np.arange(BATCH), targets])
+    loss = float(learner.step(_batch(subject), targets))
+    yield compare("loss", np.asarray(loss), np.asarray(expected), 16 * 2 * same_precision(subject, "float32")[1] + 1e-6)
+
+
+@clause("T2", CLASSIFIERS, needs="training")
+def every_leaf_moves_at_its_groups_rate(bench: Bench, subject: str) -> Iterator[Measurement]:
+    """The first AdamW step moves each leaf by its group's rate and decay; frozen leaves stay."""
+    model, before, rule = MODELS[subject], leaves(subject), optimizer(frozen=("log_step",), rule="BandCdecay")
+    learner = bench.backend.learner(model, before, rule, seed=0)
+    learner.step(_batch(subject), np.arange(BATCH) % 4)
+    for name, value in learner.parameters().items():
+        group, move = rule.group(name), np.abs(value - before[name])
+        if is_statistic(name):
+            yield holds(f"{name} follows the batch", bool(np.any(move > 0)))
+            continue
+        # Adam's first update is lr sign(g); decay adds lr times decay times the leaf; float32 rounds both.
+        most = group.lr * (1 + group.weight_decay * np.abs(before[name])) * 1.001 + 1e-6 * np.abs(before[name])
+        yield compare(f"{name} moves at most by its rate", np.maximum(move, most), most, 1e-30)
+        yield holds(f"{name} moves", bool(np.max(move) > 0.5 * group.lr) or group.lr == 0)
+
+
+@clause("T3", CLASSIFIERS, needs="training")
+def training_lowers_the_loss(bench: Bench, subject: str) -> Iterator[Measurement]:
+    """Thirty steps on one batch halve its loss."""
+    learner = bench.backend.learner(MODELS[subject], leaves(subject), optimizer(), seed=0)
+    losses = [float(learner.step(_batch(subject), np.arange(BATCH) % 4)) for _ in range(30)]
+    yield holds(f"loss from {losses[0]:.3f} to {losses[-1]:.3f}", losses[-1] < losses[0] / 2)
+
+
+def _batch(subject: str) -> NDArray:
+    u = inputs(subject)
+    return u if u.dtype.kind == "i" else u.astype(np.float32)

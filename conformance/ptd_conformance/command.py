@@ -1,0 +1,75 @@
+"""The commands ``ptd conformance`` and ``ptd report``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def conformance(
+    backend: Annotated[str, typer.Option(help="a registered backend, or module:object")],
+    only: Annotated[list[str] | None, typer.Option(help="clause ids to run, for example L1; all by default")] = None,
+    json: Annotated[Path | None, typer.Option(help="write the record of the run to this file")] = None,
+) -> None:
+    """Hold a backend to the reference; exit status 1 if any clause fails."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    import ptd
+    from ptd import checks
+
+    from . import record, report
+    from .bench import Bench
+    from .clause import CLAUSES
+    from .outcome import Outcome
+    from .runner import run, trials
+
+    found, console = ptd.backend(backend), Console()
+    for clause in only or ():
+        checks.choice("only", clause, CLAUSES)
+    chosen = [trial for trial in trials(found) if not only or trial.clause.id in only]
+    benches = {dtype: Bench(found, dtype) for dtype in found.dtypes}
+    start, results = time.perf_counter(), []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(found.name, total=len(chosen))
+        for trial in chosen:
+            progress.update(task, advance=1, description=f"{found.name} {trial.clause.id} {trial.subject}")
+            results.append(run(trial, benches[trial.dtype]))
+    made = record.of(found, results, time.perf_counter() - start)
+    if json:
+        record.write(json, made)
+    report.print_table(console, [made | {"results": results}])
+    for result in results:
+        if result.outcome is Outcome.FAIL:
+            text = CLAUSES[result.clause].text
+            console.print(f"[red]FAIL[/] {result.clause} {result.subject} {result.dtype}: {text} {result.reason}")
+    sys.exit(any(result.outcome is Outcome.FAIL for result in results))
+
+
+def report(
+    results: Annotated[list[Path], typer.Argument(help="records, or folders of records, to merge")],
+    html: Annotated[Path, typer.Option(help="the page to write")] = Path("report/index.html"),
+    readme: Annotated[Path | None, typer.Option(help="a README whose support table is brought up to date")] = None,
+) -> None:
+    """Merge conformance records into one self-contained page."""
+    from rich.console import Console
+
+    from ptd.parameters import replace_file
+
+    from . import record
+    from . import report as pages
+
+    files = sorted(file for path in results for file in (path.glob("*.json") if path.is_dir() else [path]))
+    if not files:
+        raise ValueError(f"results: expected records, got none in {', '.join(map(str, results))}; run ptd conformance")
+    records = [record.read(file) for file in files]
+    replace_file(html, pages.page(records).encode())
+    if readme:
+        replace_file(readme, pages.with_support_table(readme.read_text(), records).encode())
+    console = Console()
+    pages.print_table(console, records)
+    console.print(f"wrote {html}")

@@ -1,0 +1,159 @@
+"""The report contributors read: backends as columns, clauses as rows, the worst error as a ratio of the allowed one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from typing import Any
+
+from . import clauses
+from .clause import CLAUSES, Clause
+from .outcome import Outcome, Result
+from .record import Record
+
+__all__ = ["Cell", "cell", "clauses", "page", "print_table", "with_support_table"]
+
+#: What the families of clauses are about, by the letter of their ids.
+FAMILIES = {
+    "K": "Kernels against their definitions",
+    "L": "Layers against the reference",
+    "M": "Modes: a backend against itself",
+    "G": "Gradients",
+    "P": "Parameters and files",
+    "S": "Models",
+    "T": "Training",
+    "E": "Bad input",
+}
+
+#: Sections that other runs fill: a record may carry tables {title, note, columns, rows} under these names.
+SECTIONS = {"speed": "Speed", "lra": "Long Range Arena"}
+
+#: An outcome of a clause is the first of these that any of its trials came to.
+PRECEDENCE = (Outcome.FAIL, Outcome.EXPECTED_FAIL, Outcome.PASS, Outcome.UNSUPPORTED, Outcome.NOT_RUN)
+
+STYLES = {
+    Outcome.PASS: "green",
+    Outcome.FAIL: "bold red",
+    Outcome.EXPECTED_FAIL: "yellow",
+    Outcome.UNSUPPORTED: "dim",
+    Outcome.NOT_RUN: "dim",
+}
+
+START, END = "<!-- support table: made by nox -s report -->", "<!-- end of support table -->"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A clause on a backend: its outcome, worst ratio, and all trials behind it."""
+
+    outcome: Outcome
+    ratio: float | None
+    reason: str
+    results: tuple[Result, ...]
+
+    @property
+    def text(self) -> str:
+        """What the cell shows."""
+        if self.outcome is not Outcome.PASS:
+            return self.outcome.value
+        return f"{self.ratio:.2f}" if self.ratio else "exact"
+
+
+def cell(clause: Clause, record: Record) -> Cell:
+    """The cell of a clause and a record."""
+    found = tuple(result for result in record["results"] if result.clause == clause.id)
+    outcomes = [result.outcome for result in found]
+    outcome = next((outcome for outcome in PRECEDENCE if outcome in outcomes), Outcome.NOT_RUN)
+    ratios = [result.worst.ratio for result in found if result.worst is not None]
+    reason = next((result.reason for result in found if result.outcome is outcome and result.reason), "")
+    return Cell(outcome, max(ratios, default=None), reason, found)
+
+
+def families() -> Iterator[tuple[str, list[Clause]]]:
+    """The families in order, each with its clauses."""
+    for letter, title in FAMILIES.items():
+        yield title, [clause for clause in CLAUSES.values() if clause.id[0] == letter]
+
+
+def name(record: Record) -> str:
+    """A column's heading."""
+    return f"{record['backend']} ({record['device']})"
+
+
+def print_table(console: Any, records: list[Record]) -> None:
+    """The report in a terminal."""
+    from rich.table import Table
+
+    table = Table("clause", "", *map(name, records), caption="worst error as a ratio of the allowed one")
+    for title, members in families():
+        table.add_section()
+        table.add_row("", f"[bold]{title}")
+        for clause in members:
+            cells = (cell(clause, record) for record in records)
+            table.add_row(clause.id, clause.text, *(f"[{STYLES[c.outcome]}]{c.text}" for c in cells))
+    console.print(table)
+    for record in records:
+        console.print(f"{name(record)}: {summary(record)} in {record['seconds']} s; {versions(record)}")
+
+
+def summary(record: Record) -> str:
+    """How many trials came to what."""
+    counts = {outcome: sum(r.outcome is outcome for r in record["results"]) for outcome in Outcome}
+    return ", ".join(f"{count} {outcome.value}" for outcome, count in counts.items() if count)
+
+
+def versions(record: Record) -> str:
+    """Packages and platform of a run."""
+    return ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+
+
+def page(records: list[Record]) -> str:
+    """The report as one self-contained HTML page."""
+    from jinja2 import Environment, select_autoescape
+
+    source = (files(__package__) / "templates" / "report.html").read_text()
+    environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(
+        records=records,
+        families=list(families()),
+        sections=[(title, [table for r in records for table in r.get(key, ())]) for key, title in SECTIONS.items()],
+        cell=cell,
+        name=name,
+        summary=summary,
+        versions=versions,
+        Outcome=Outcome,
+    )
+
+
+def support_table(records: Iterable[Record]) -> str:
+    """The README's table: families as rows, in Markdown."""
+    records = list(records)
+    lines = ["| | " + " | ".join(map(name, records)) + " |", "| --- |" + " --- |" * len(records)]
+    for title, members in families():
+        cells = [_family([cell(clause, record) for clause in members]) for record in records]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    lines.append("| dtypes | " + " | ".join(", ".join(record["dtypes"]) for record in records) + " |")
+    lines.append("| versions | " + " | ".join(map(versions, records)) + " |")
+    return "\n".join(lines)
+
+
+def with_support_table(text: str, records: Iterable[Record]) -> str:
+    """text with the part between the markers replaced.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    head, start, rest = text.partition(START)
+    _, end, tail = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"readme: expected the lines {START} and {END}, got a text without them; put them back")
+    return f"{head}{START}\n\n{support_table(records)}\n\n{END}{tail}"
+
+
+def _family(cells: list[Cell]) -> str:
+    """A family's cell in the README: its clauses by outcome, and the worst ratio of those that pass."""
+    counts = {outcome: sum(c.outcome is outcome for c in cells) for outcome in PRECEDENCE}
+    ratios = [c.ratio for c in cells if c.outcome is Outcome.PASS and c.ratio]
+    parts = [f"{count} {outcome.value}" for outcome, count in counts.items() if count]
+    return ", ".join(parts) + (f"; worst {max(ratios):.2f}" if ratios else "")
