@@ -72,7 +72,8 @@ class S4(PerFeatureLayer):
         y = kernels.causal_convolution(signal.u, K)
         if x0 is None:
             return y
-        # C A_bar^{k+1} x0 is the kernel of the input column B0 with step B0 = (I - A step/2) A_bar x0 = (I + A step/2) x0.
+        # C A_bar^{k+1} x0 is the kernel of the input column B0 with step B0 = (I - A step/2) A_bar x0,
+        # which is (I + A step/2) x0.
         along_P = LowRankTransition(Lambda, P, P, self.conj_sym)
         B0 = x0 / step + along_P(x0) / 2.0
         return y + xp.matrix_transpose(kernels.cauchy(transition, Lambda, P, B0, C, step, L))
