@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ def conformance(
     backend: Annotated[str, typer.Option(help="a registered backend, or module:object")],
     only: Annotated[list[str] | None, typer.Option(help="clause ids to run, for example L1; all by default")] = None,
     json: Annotated[Path | None, typer.Option(help="write the record of the run to this file")] = None,
+    jobs: Annotated[int, typer.Option(help="threads; pays where a compiler that releases the lock dominates")] = 1,
 ) -> None:
     """Hold a backend to the reference; exit status 1 if any clause fails."""
     from rich.console import Console
@@ -25,20 +27,24 @@ def conformance(
     from . import record, report
     from .bench import Bench
     from .clause import CLAUSES
-    from .outcome import Outcome
-    from .runner import run, trials
+    from .outcome import Outcome, Result
+    from .runner import Trial, run, trials
 
     found, console = ptd.backend(backend), Console()
     for clause in only or ():
         checks.choice("only", clause, CLAUSES)
     chosen = [trial for trial in trials(found) if not only or trial.clause.id in only]
     benches = {dtype: Bench(found, dtype) for dtype in found.dtypes}
-    start, results = time.perf_counter(), []
-    with Progress(console=console, transient=True) as progress:
+    start = time.perf_counter()
+    with Progress(console=console, transient=True) as progress, ThreadPoolExecutor(jobs) as pool:
         task = progress.add_task(found.name, total=len(chosen))
-        for trial in chosen:
+
+        def one(trial: Trial) -> Result:
+            result = run(trial, benches[trial.dtype])
             progress.update(task, advance=1, description=f"{found.name} {trial.clause.id} {trial.subject}")
-            results.append(run(trial, benches[trial.dtype]))
+            return result
+
+        results = list(pool.map(one, chosen))
     made = record.of(found, results, time.perf_counter() - start)
     if json:
         record.write(json, made)

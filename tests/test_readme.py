@@ -1,0 +1,30 @@
+"""The README's code runs, its links exist, and its support table is what the records say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from ptd_conformance import record, report
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    example = re.search(r"```python\n(.*?)```", TEXT, re.S).group(1)
+    namespace: dict = {}
+    exec(compile(example, "README.md", "exec"), namespace)
+    assert namespace["y"].shape == (8, 100, 64)
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", TEXT))))
+def test_link_leads_to_a_file(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_support_table_is_made_from_the_records() -> None:
+    records = [record.read(path) for path in sorted((ROOT / "conformance/results").glob("*.json"))]
+    assert report.with_support_table(TEXT, records) == TEXT
