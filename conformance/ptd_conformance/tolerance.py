@@ -280,9 +280,11 @@ def _impulse(run: _Run) -> _Run:
 
 
 def _fft_factor(case: Case, *, derivative: bool = False) -> float:
-    """Error of an FFT convolution over ||K|| ||u||: log2 of its length, times what Cauchy sums cancel for S4."""
+    """Error of an FFT convolution over ||K|| ||u||: log2 of its length for each of three transforms, times what
+    Cauchy sums cancel for S4.
+    """
     cancelled = _cancellation(case)[derivative] if isinstance(case.layer, S4) else 1.0
-    return np.log2(2 * case.u.shape[-2]) * cancelled
+    return 3 * np.log2(2 * case.u.shape[-2]) * cancelled
 
 
 def _cancellation(case: Case) -> tuple[float, float]:

@@ -77,7 +77,7 @@ def convolution_is_causal_and_linear(bench: Bench, subject: str) -> Iterator[Mea
     u, K = signal((2, L, 3)).real, signal((3, L)).real
     y = bench.host(bench.backend.kernels.causal_convolution(bench.array(u), bench.array(K)))
     norms = np.linalg.norm(u, axis=-2, keepdims=True) * np.linalg.norm(K, axis=-1)
-    allowed = tolerance.FACTOR * np.finfo(bench.dtype).eps * np.log2(4 * L) * norms
+    allowed = tolerance.FACTOR * np.finfo(bench.dtype).eps * 3 * np.log2(2 * L) * norms
     yield compare("output", y, convolution.causal_convolution_direct(u, K), allowed)
 
 

@@ -141,10 +141,11 @@ def every_leaf_moves_at_its_groups_rate(bench: Bench, subject: str) -> Iterator[
 
 @clause("T3", CLASSIFIERS, needs="training")
 def training_lowers_the_loss(bench: Bench, subject: str) -> Iterator[Measurement]:
-    """Thirty steps on one batch halve its loss."""
+    """Sixty steps on one batch halve its loss."""
     learner = bench.backend.learner(MODELS[subject], leaves(subject), optimizer(), seed=0)
-    losses = [float(learner.step(_batch(subject), np.arange(BATCH) % 4)) for _ in range(30)]
-    yield holds(f"loss from {losses[0]:.3f} to {losses[-1]:.3f}", losses[-1] < losses[0] / 2)
+    losses = [float(learner.step(_batch(subject), np.arange(BATCH) % 4)) for _ in range(60)]
+    first, last = losses[0], float(np.mean(losses[-5:]))  # dropout makes a single loss a draw
+    yield holds(f"loss from {first:.3f} to {last:.3f}", last < first / 2)
 
 
 def _batch(subject: str) -> NDArray:
