@@ -8,9 +8,9 @@ import scipy.linalg
 from numpy.testing import assert_allclose
 
 from ptd.convolution import (
+    cauchy,
     causal_convolution,
     causal_convolution_direct,
-    cauchy,
     matrix_power,
     mixing_convolution,
     powers,
