@@ -225,8 +225,8 @@ class SequenceModel:
         xp = namespace(params["encoder.weight"])
         if not xp.isdtype(u.dtype, "integral"):
             raise checks.fail("u", "integer tokens", f"dtype {u.dtype}", "use encoder='linear' for real inputs")
-        rows = xp.take(params["encoder.weight"].T, u.reshape((-1,)), axis=0)
-        return rows.reshape((*u.shape, self.layer.d_model)) + params["encoder.bias"]
+        rows = xp.take(params["encoder.weight"].T, xp.reshape(u, (-1,)), axis=0)
+        return xp.reshape(rows, (*u.shape, self.layer.d_model)) + params["encoder.bias"]
 
     def _norm(
         self,

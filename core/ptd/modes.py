@@ -67,6 +67,11 @@ def ptd(N: int, *, conj_sym: bool = True, size: float | None = None) -> Modes:
         N: order.
         conj_sym: store one mode of each pair.
         size: bound on ||E||_2; the default of perturb_then_diagonalize if None.
+
+    Raises:
+        ValueError: with conj_sym, where the optimum has more than N mod 2 real modes, which half storage cannot hold;
+            so it is at the default size for many even N, 8, 32
+            and 64 among them.
     """
     return _from_diagonalization(perturb_then_diagonalize(*hippo.legs(N), size=size), conj_sym)
 
@@ -138,18 +143,42 @@ def _normal_modes(A_N: NDArray, B: NDArray, P: NDArray | None, conj_sym: bool) -
     order = len(frequency)
     # eigh sorts upwards: the last floor(N/2) are the positive frequencies; an odd order has one more, exactly zero.
     frequency = (frequency - frequency[::-1]) / 2
+    middle = order // 2
+    if order % 2 == 0 and frequency[middle] < 1e-12 * order**2:  # FouT of even order: a pair at frequency zero
+        frequency[middle - 1 : middle + 1] = 0
+        V[:, middle] = _null_pair(V[:, middle - 1 : middle + 1], B)
+        V[:, middle - 1] = V[:, middle].conj()
     Lambda = min(c, -SKEW_DECAY) + 1j * frequency
     V_inv = V.conj().T
     if conj_sym:
-        keep = slice(order // 2, None)
-        weight = np.where(frequency[keep] == 0, np.sqrt(0.5), 1.0)
+        keep = slice(middle, None)
+        weight = np.ones(order - middle)
+        weight[: order % 2] = np.sqrt(0.5)  # the real mode of an odd order is its own conjugate
         Lambda, V, V_inv = Lambda[keep], V[:, keep] * weight, V_inv[keep] * weight[:, None]
     return _with_phase(Lambda, V, V_inv, B, P)
+
+
+def _null_pair(Z: Complex, B: NDArray) -> Complex:
+    """One vector v of a conjugate pair that spans a real plane, from any orthonormal basis Z (N, 2) of it.
+
+    eigh returns an arbitrary basis, in general not closed under conjugation. v = (a + i b)/sqrt 2 with a along the
+    projection of B and b across it is the same on every platform.
+    """
+    plane = (Z @ Z.conj().T).real
+    a = plane @ B / np.linalg.norm(plane @ B)
+    rest = plane - np.outer(a, a)
+    b = rest[:, np.argmax(np.diag(rest))]
+    return (a + 1j * b / np.linalg.norm(b)) / np.sqrt(2)
 
 
 def _from_diagonalization(result: Diagonalization, conj_sym: bool) -> Modes:
     assert result.B is not None  # it was passed in
     parts = result.half() if conj_sym else (result.Lambda, result.V, result.V_inv)
+    N = len(result.B)
+    if conj_sym and len(parts[0]) > math.ceil(N / 2):
+        got = f"{np.sum(result.Lambda.imag == 0)} real modes"
+        remedy = "use init='ptd-closed', another order, or conj_sym=False"
+        raise checks.fail("init", f"at most {N % 2} real modes at order {N}, the rest in conjugate pairs", got, remedy)
     return _with_phase(*parts, result.B, None)
 
 

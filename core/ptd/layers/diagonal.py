@@ -32,7 +32,7 @@ class DiagonalLayer(Layer):
         x = kernels.scan(
             self._flat(Lambda_bar), self._flat(drive), None if x0 is None else self._flat(x0), signal.resets
         )
-        return x.reshape(drive.shape)
+        return namespace(x).reshape(x, drive.shape)
 
     def update(self, params: Parameters, u_k: Array, x: Array, step_scale: Array | None) -> Array:
         Lambda_bar, gain = self.discretized(params, step_scale)
@@ -40,4 +40,4 @@ class DiagonalLayer(Layer):
 
     def _flat(self, x: Array) -> Array:
         """State axes merged into one, (..., M): the scan knows modes only."""
-        return x.reshape((*x.shape[: -len(self.state_axes)], math.prod(self.state_axes)))
+        return namespace(x).reshape(x, (*x.shape[: -len(self.state_axes)], math.prod(self.state_axes)))

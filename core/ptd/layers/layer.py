@@ -267,15 +267,14 @@ class Layer:
 
     def step_sizes(self, params: Parameters, step_scale: Array | None) -> Array:
         """Step sizes with singleton axes so that they broadcast against the modes, (..., *state_axes)."""
-        step = namespace(params["log_step"]).exp(params["log_step"])
-        step = step.reshape(step.shape + (1,) * (len(self.state_axes) - 1))
+        xp = namespace(params["log_step"])
+        step = xp.exp(params["log_step"])
+        step = xp.reshape(step, step.shape + (1,) * (len(self.state_axes) - 1))
         if step_scale is None:
             return step
-        return (
-            step_scale.reshape(step_scale.shape + (1,) * len(self.state_axes)) * step
-            if step_scale.ndim
-            else step_scale * step
-        )
+        if step_scale.ndim:
+            step_scale = xp.reshape(step_scale, step_scale.shape + (1,) * len(self.state_axes))
+        return step_scale * step
 
     def _run(
         self,
@@ -296,10 +295,10 @@ class Layer:
         return self.readout(C, x), self._final(x, signal, x0) if return_state else None
 
     def _final(self, x: Array, signal: sequences.Signal, x0: Array | None) -> Array:
-        batch = signal.u.shape[:-2]
-        flat = x.reshape((*batch, x.shape[len(batch)], math.prod(self.state_axes)))
-        before = namespace(x).zeros_like(flat[..., 0, :]) if x0 is None else x0.reshape(flat[..., 0, :].shape)
-        return sequences.last(flat, signal.lengths, before).reshape((*batch, *self.state_axes))
+        xp, batch = namespace(x), signal.u.shape[:-2]
+        flat = xp.reshape(x, (*batch, x.shape[len(batch)], math.prod(self.state_axes)))
+        before = xp.zeros_like(flat[..., 0, :]) if x0 is None else xp.reshape(x0, flat[..., 0, :].shape)
+        return xp.reshape(sequences.last(flat, signal.lengths, before), (*batch, *self.state_axes))
 
     def _starts(self, state: Array | None) -> list[Array | None]:
         """The complex initial state of each direction."""
