@@ -15,14 +15,16 @@ from . import _deviation, _eigen_gradients
 Array = NDArray[Any]
 Samples = tuple[Array, Array]
 
-# Weight of the instability penalty. Its scale starts at size / 3: a tighter one makes the stability limit a
-# wall that L-BFGS follows in tiny steps (n = 64: kappa 9.8 instead of 7.1 after as many steps).
+# Weight of the instability penalty. Its scale is a multiple of size, the looseness: a tight one makes the
+# stability limit a wall that L-BFGS follows in tiny steps (n = 64: kappa 9.8 instead of 7.1 after as many).
 PENALTY = 10.0
-LOOSENESS = (1 / 3, 1 / 30, 1 / 300)
 
-# Between rounds the frequencies of the soft maximum move to the new resonances: a fixed grid steps over the
-# narrow ones (n = 128: deviation 0.058 where a third of it is reached).
-ROUNDS = 3
+# The last rounds add the resonances of the moment to the frequencies of the soft maximum: a fixed grid steps
+# over narrow ones (n = 128: deviation 0.058 where a fifth of it is reached), but descends faster.
+Round = tuple[float, float, bool]  # share of the iterations, looseness, whether at the resonances
+EXPLORATION: Round = (1.0, 1 / 3, False)
+ROUNDS: tuple[Round, ...] = ((1 / 2, 1 / 3, False), (1 / 4, 1 / 3, True), (1 / 4, 1 / 10, True))
+LAST_RESORT: tuple[Round, ...] = ((1 / 4, 1 / 30, True), (1 / 4, 1 / 300, True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +58,11 @@ class Problem:
             return None
         return _deviation.response(self.A, self.B)
 
-    def samples(self, x: Array) -> Samples | None:
-        """Frequencies (K,) of the soft maximum at x, and A's response there (n, m, K)."""
+    def samples(self, x: Array | None) -> Samples | None:
+        """Frequencies (K,) of the soft maximum, resonances at x included, and A's response (n, m, K)."""
         if self.B is None or self.response is None:
             return None
-        resonances = np.linalg.eigvals(self.A + self.perturbation(x)).imag
+        resonances = np.zeros(1) if x is None else np.linalg.eigvals(self.A + self.perturbation(x)).imag
         grid = _deviation.frequency_grid(self.A, self.B, self.Lambda_A, resonances, 120)
         return grid, self.response(grid)
 
@@ -116,23 +118,24 @@ class Problem:
 
 def minimize(problem: Problem, starts: list[Array], iterations: int) -> Array:
     """The best E from several starts F (n, n): a short run from each, a long one from the best."""
-    short = iterations // 4 if len(starts) > 1 else 0
-    runs = [_descend(problem, problem.pack(0.0, F), short, LOOSENESS[0]) for F in starts]
-    _, x = min(runs, key=lambda run: run[0])
-    long = max(1, (iterations - short * len(starts)) // ROUNDS)
-    for _ in range(ROUNDS):
-        _, x = _descend(problem, x, long, LOOSENESS[0])
-    for looseness in LOOSENESS[1:]:
+    short, x = 0, problem.pack(0.0, starts[0])
+    if len(starts) > 1:
+        short = iterations // (len(starts) + 1)
+        runs = [_descend(problem, problem.pack(0.0, F), short, EXPLORATION) for F in starts]
+        _, x = min(runs, key=lambda run: run[0])
+    remaining = iterations - short * len(starts)
+    for stage in ROUNDS:
+        _, x = _descend(problem, x, remaining, stage)
+    for stage in LAST_RESORT:
         if not problem.is_stable(x):
-            _, x = _descend(problem, x, iterations, looseness)
+            _, x = _descend(problem, x, iterations, stage)
     return problem.perturbation(x)
 
 
-def _descend(problem: Problem, x: Array, iterations: int, looseness: float) -> tuple[float, Array]:
-    if iterations == 0:
-        return np.inf, x
-    options = {"maxiter": iterations, "maxfun": 2 * iterations, "maxcor": 20, "ftol": 1e-8, "gtol": 1e-9}
-    found = scipy.optimize.minimize(
-        problem.objective, x, (looseness, problem.samples(x)), "L-BFGS-B", jac=True, options=options
-    )
+def _descend(problem: Problem, x: Array, iterations: int, stage: Round) -> tuple[float, Array]:
+    share, looseness, resonant = stage
+    limit = max(1, round(share * iterations))
+    options = {"maxiter": limit, "maxfun": 2 * limit, "maxcor": 20, "ftol": 1e-8, "gtol": 1e-9}
+    arguments = (looseness, problem.samples(x if resonant else None))
+    found = scipy.optimize.minimize(problem.objective, x, arguments, "L-BFGS-B", jac=True, options=options)
     return float(found.fun), found.x
