@@ -69,7 +69,7 @@ def perturb_then_diagonalize(
         seed: seed of np.random.default_rng, >= 0.
         deviation_weight: >= 0; 0.2 gives up one per cent of kappa for five of the deviation.
         restarts: number of random starts, >= 1; by default 96 / n, within 1 ... 4.
-        iterations: L-BFGS iterations in all, >= 1.
+        iterations: L-BFGS iterations in all, >= 1; half as many again may follow to reach stability.
         cache: keep and reuse results on disk (folder PTD_CACHE, else the user's cache folder).
 
     Returns:
