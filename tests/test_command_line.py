@@ -74,7 +74,6 @@ def test_pytest_plugin_runs_the_suite() -> None:
         "numpy",
         "-k",
         "L1- or E1-",
-        "-q",
         "-p",
         "no:cacheprovider",
     )

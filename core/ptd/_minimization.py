@@ -22,6 +22,10 @@ PENALTY = 10.0
 # The last rounds add the resonances of the moment to the frequencies of the soft maximum: a fixed grid steps
 # over narrow ones (n = 128: deviation 0.058 where a fifth of it is reached), but descends faster.
 Round = tuple[float, float, bool]  # share of the iterations, looseness, whether at the resonances
+# A complex pair turns real only through a double eigenvalue, where kappa is infinite; a line search may step across.
+# The barrier sends it back.
+BARRIER = 1e3
+
 EXPLORATION: Round = (1.0, 1 / 3, False)
 ROUNDS: tuple[Round, ...] = ((1 / 2, 1 / 3, False), (1 / 4, 1 / 3, True), (1 / 4, 1 / 10, True))
 LAST_RESORT: tuple[Round, ...] = ((1 / 4, 1 / 30, True), (1 / 4, 1 / 300, True))
@@ -31,7 +35,8 @@ LAST_RESORT: tuple[Round, ...] = ((1 / 4, 1 / 30, True), (1 / 4, 1 / 300, True))
 class Problem:
     """What to minimise: log(kappa [+ gamma size]) + weight log(deviation), stable where A is.
 
-    B is (n, m) or None. With gamma the size is a variable that starts at `size`.
+    B is (n, m) or None. With gamma the size is a variable that starts at `size`. With paired, more than n mod 2 real
+    eigenvalues cost BARRIER each.
     """
 
     A: Array
@@ -39,6 +44,7 @@ class Problem:
     size: float
     gamma: float | None
     weight: float
+    paired: bool = False
 
     @cached_property
     def Lambda_A(self) -> Array:
@@ -107,7 +113,11 @@ class Problem:
         if self.B is not None and samples:
             deviation, G = _eigen_gradients.log_deviation(Lambda, V, V_inv, self.B, *samples)
             value, G_M = value + self.weight * deviation, G_M + self.weight * G
-        return float(value), G_M, float(slope)
+        return float(value) + BARRIER * self.surplus(Lambda), G_M, float(slope)
+
+    def surplus(self, Lambda: Array) -> int:
+        """How many real eigenvalues there are beyond what pairing allows."""
+        return max(0, int(np.sum(Lambda.imag == 0)) - Lambda.size % 2) if self.paired else 0
 
     def is_stable(self, x: Array) -> bool:
         """Whether Re Lambda < 0 with half the margin asked for; True where A itself is not stable."""

@@ -28,6 +28,7 @@ class Options:
     deviation_weight: float
     restarts: int | None
     iterations: int
+    paired: bool = False
 
     def __post_init__(self) -> None:
         checks.choice("method", self.method, METHODS)

@@ -69,11 +69,9 @@ def ptd(N: int, *, conj_sym: bool = True, size: float | None = None) -> Modes:
         size: bound on ||E||_2; the default of perturb_then_diagonalize if None.
 
     Raises:
-        ValueError: with conj_sym, where the optimum has more than N mod 2 real modes, which half storage cannot hold;
-            so it is at the default size for many even N, 8, 32
-            and 64 among them.
+        NotConverged: with conj_sym, where eigenvalues cannot be paired at this size; so it is for N = 2.
     """
-    return _from_diagonalization(perturb_then_diagonalize(*hippo.legs(N), size=size), conj_sym)
+    return _from_diagonalization(perturb_then_diagonalize(*hippo.legs(N), size=size, paired=conj_sym), conj_sym)
 
 
 def ptd_closed(N: int, *, conj_sym: bool = True, rho: float = 0.1) -> Modes:
@@ -174,11 +172,6 @@ def _null_pair(Z: Complex, B: NDArray) -> Complex:
 def _from_diagonalization(result: Diagonalization, conj_sym: bool) -> Modes:
     assert result.B is not None  # it was passed in
     parts = result.half() if conj_sym else (result.Lambda, result.V, result.V_inv)
-    N = len(result.B)
-    if conj_sym and len(parts[0]) > math.ceil(N / 2):
-        got = f"{np.sum(result.Lambda.imag == 0)} real modes"
-        remedy = "use init='ptd-closed', another order, or conj_sym=False"
-        raise checks.fail("init", f"at most {N % 2} real modes at order {N}, the rest in conjugate pairs", got, remedy)
     return _with_phase(*parts, result.B, None)
 
 

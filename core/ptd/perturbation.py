@@ -20,7 +20,7 @@ from .diagonalization import Diagonalization, diagonalize
 Array = NDArray[Any]
 
 # Raise whenever the numbers of any method change: it is part of every cache key.
-ALGORITHM = "5"
+ALGORITHM = "6"
 DEFAULT_FRACTION = 0.04
 DEFAULT_RHO = 0.1
 
@@ -45,6 +45,7 @@ def perturb_then_diagonalize(
     deviation_weight: float = 0.2,
     restarts: int | None = None,
     iterations: int = 400,
+    paired: bool = False,
     cache: bool = True,
 ) -> Diagonalization:
     """A well-conditioned diagonalisation of a matrix near A (Yu et al. 2024 sec. 4).
@@ -70,6 +71,7 @@ def perturb_then_diagonalize(
         deviation_weight: >= 0; 0.2 gives up one per cent of kappa for five of the deviation.
         restarts: number of random starts, >= 1; by default 96 / n, within 1 ... 4.
         iterations: L-BFGS iterations in all, >= 1; half as many again may follow to reach stability.
+        paired: "optimized", real A: at most n mod 2 real eigenvalues, so that half of the modes suffice.
         cache: keep and reuse results on disk (folder PTD_CACHE, else the user's cache folder).
 
     Returns:
@@ -77,14 +79,15 @@ def perturb_then_diagonalize(
 
     Raises:
         ValueError: a bad argument, named in one line.
-        NotConverged: V is numerically singular, or "optimized" left A + E unstable where A is stable.
+        NotConverged: V is numerically singular, or "optimized" left A + E unstable where A is stable, or with
+            surplus real eigenvalues where they were to be paired.
 
     >>> from ptd import hippo
     >>> found = perturb_then_diagonalize(*hippo.legs(8), size=4.01, cache=False)
     >>> found.condition_number < 5.114, found.deviation < 0.0505, found.spectral_abscissa < 0
     (True, True, True)
     """
-    options = Options(method, size, gamma, rho, seed, deviation_weight, restarts, iterations)
+    options = Options(method, size, gamma, rho, seed, deviation_weight, restarts, iterations, paired)
     A = matrix(A)
     B = None if B is None else inputs(B, A.shape[0])
     if method == "closed-form":
@@ -93,7 +96,7 @@ def perturb_then_diagonalize(
     if cache and (stored := _restored(_cache.load(name))):
         return stored
     found = diagonalize(A, B, *_perturbation(A, B, options))
-    _check_converged(A, found, method)
+    _check_converged(A, found, options)
     if cache:
         _cache.store(name, {k: np.asarray(v) for k, v in vars(found).items() if v is not None})
     return found
@@ -113,7 +116,11 @@ def _perturbation(A: Array, B: Array | None, options: Options) -> tuple[Array, A
         return np.zeros_like(A), B
     restarts = options.restarts or min(4, max(1, 96 // n))
     columns = None if B is None else B.reshape(n, -1)
-    problem = Problem(A, columns, size, options.gamma, options.deviation_weight)
+    paired = options.paired and not np.iscomplexobj(A)
+    problem = Problem(A, columns, size, options.gamma, options.deviation_weight, paired)
+    if paired and columns is not None and not np.iscomplexobj(columns):
+        # the closed form's direction: from HiPPO-LegS it pairs all eigenvalues at once
+        return minimize(problem, [3 * columns @ columns.T / np.linalg.norm(columns, 2) ** 2], options.iterations), B
     # inside the ball: from near its boundary runs end in minima with up to thrice the deviation (n <= 32),
     # from near its centre they take longer (n = 256)
     norm = min(1.0, 0.4 * np.sqrt(n / 32))
@@ -142,11 +149,13 @@ def _restored(stored: dict[str, Array] | None) -> Diagonalization | None:
     return Diagonalization(**values)
 
 
-def _check_converged(A: Array, found: Diagonalization, method: str) -> None:
+def _check_converged(A: Array, found: Diagonalization, options: Options) -> None:
     if not found.condition_number < 1 / np.finfo(float).eps:
         raise NotConverged("V is numerically singular: pass a larger size or another seed", found)
     was_stable = np.linalg.eigvals(A).real.max() < 0
-    if method == "optimized" and was_stable and found.spectral_abscissa >= 0:
+    if options.paired and np.isrealobj(A) and np.sum(found.Lambda.imag == 0) > len(A) % 2:
+        raise NotConverged(f"{np.sum(found.Lambda.imag == 0)} real eigenvalues remain: pass a larger size", found)
+    if options.method == "optimized" and was_stable and found.spectral_abscissa >= 0:
         message = f"A is stable but A + E is not, max Re Lambda = {found.spectral_abscissa:.3g}"
         raise NotConverged(f"{message}: pass a smaller size, another seed or more restarts", found)
 
