@@ -122,22 +122,26 @@ def test_noise_is_added_to_the_input_of_each_layer(model, params):
     assert_allclose(model.apply(params, u, layer_noise=noise), forward(model, params, u, noise), rtol=0, atol=1e-12)
 
 
+def run_steps(model, params, u):
+    """Outputs of one step after the other, from zero states."""
+    states, outputs = [np.zeros(shape) for shape in model.state_shapes((3,))], []
+    for k in range(L):
+        y, states = model.step(params, u[:, k], states)
+        outputs.append(y)
+    return np.stack(outputs, axis=1)
+
+
 @pytest.mark.parametrize("options", [option for option in OPTIONS if option.get("pooling") != "mean"], ids=str)
 def test_steps_give_what_the_whole_sequence_gives(options):
     model = build(**{"pooling": "none"} | options)
     params, u = parameters(model), inputs(model)
-    states = [np.zeros(shape) for shape in model.state_shapes((3,))]
-    outputs = []
-    for k in range(L):
-        y, states = model.step(params, u[:, k], states)
-        outputs.append(y)
     expected = forward(build(**options | {"pooling": "none"}), params, u)
-    assert_allclose(np.stack(outputs, axis=1), expected, rtol=0, atol=1e-12)
+    assert_allclose(run_steps(model, params, u), expected, rtol=0, atol=1e-12)
 
 
 def test_mean_pooling_has_no_step():
     model = build()
-    with pytest.raises(ValueError, match="^pooling: expected 'last' or 'none' for step mode"):
+    with pytest.raises(ValueError, match=r"^pooling: expected 'last' or 'none' for step mode"):
         model.step(parameters(model), np.zeros(D_INPUT), [np.zeros(s) for s in model.state_shapes()])
 
 
