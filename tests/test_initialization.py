@@ -148,11 +148,10 @@ def test_optimised_ptd_with_a_pair_of_real_modes_is_refused_in_half_storage():
         modes.ptd(2)
 
 
-def test_leaves_of_s4_are_the_modes():
+@pytest.mark.parametrize(("leaf", "field"), [("Lambda", "Lambda"), ("B", "B_tilde"), ("P", "P_tilde")])
+def test_leaves_of_s4_are_the_modes(leaf, field):
     leaves = ptd.initialize(S4(2, N), np.random.default_rng(0), init="legs")
-    m = modes.dplr("legs", N)
-    for name, expected in (("Lambda", m.Lambda), ("B", m.B_tilde), ("P", m.P_tilde)):
-        assert np.array_equal(leaves[name + "_re"] + 1j * leaves[name + "_im"], expected)
+    assert np.array_equal(leaves[leaf + "_re"] + 1j * leaves[leaf + "_im"], getattr(modes.dplr("legs", N), field))
 
 
 def test_dss_takes_the_positive_frequencies_of_twice_the_order():

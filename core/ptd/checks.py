@@ -62,19 +62,40 @@ def broadcasts(argument: str, array: Any, expected: tuple[int, ...], meaning: st
         raise fail(argument, f"a shape that broadcasts to {expected}, {meaning}", own)
 
 
+def boolean(argument: str, value: Any) -> None:
+    """Raise unless value is True or False: a string or None would count as one of them."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise fail(argument, "True or False", repr(value))
+
+
+def instance(argument: str, value: Any, kind: type, name: str, remedy: str = "") -> None:
+    """Raise unless value is an instance of kind, called name in the message."""
+    if not isinstance(value, kind):
+        raise fail(argument, name, repr(value), remedy)
+
+
+def array(argument: str, value: Any) -> None:
+    """Raise unless value is an array of some framework."""
+    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        raise fail(argument, "an array", type(value).__name__, f"pass backend.asarray({argument})")
+
+
 def flags(argument: str, value: Any) -> None:
     """Raise unless value is of boolean dtype."""
-    dtype = np.asarray(value).dtype if isinstance(value, (list, tuple)) else value.dtype
+    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
     if "bool" not in str(dtype):
         raise fail(argument, "boolean flags", f"dtype {dtype}", "pass one flag per sample, not indices")
 
 
+HOST = (bool, int, float, complex, str, list, tuple)
+
+
 def on_host(value: Any) -> np.ndarray | None:
-    """The value as a NumPy array if it is a number, sequence or NumPy array; None for a framework's array.
+    """The value as a NumPy array if it is a number, text, sequence or NumPy array; None for a framework's array.
 
     Only host values are looked at: on a device that would wait for it, and while tracing there are none.
     """
-    return np.asarray(value) if isinstance(value, (bool, int, float, list, tuple, np.ndarray, np.generic)) else None
+    return np.asarray(value) if isinstance(value, (*HOST, np.ndarray, np.generic)) else None
 
 
 def lengths(value: Any, L: int) -> None:
@@ -87,13 +108,30 @@ def lengths(value: Any, L: int) -> None:
         raise fail("lengths", f"values in 0..{L}, the length of u", int(host.max() if host.max() > L else host.min()))
 
 
-def positive(argument: str, value: Any) -> None:
-    """Raise unless host values are finite and > 0."""
+def tokens(argument: str, value: Any, size: int) -> None:
+    """Raise unless host tokens are in 0 ... size - 1: a negative one would silently count from the end."""
+    host = on_host(value)
+    if host is not None and host.size and (host.min() < 0 or host.max() >= size):
+        bad = host.min() if host.min() < 0 else host.max()
+        raise fail(argument, f"tokens in 0..{size - 1} from d_input", int(bad))
+
+
+def positive(argument: str, value: Any, remedy: str = "") -> None:
+    """Raise unless host values are real, finite and > 0."""
     if (host := on_host(value)) is None:
         return
+    if host.dtype.kind not in "iuf":
+        raise fail(argument, "finite values > 0", repr(value), remedy)
     bad = ~(np.isfinite(host) & (host > 0))
     if bad.any():
-        raise fail(argument, "finite values > 0", np.atleast_1d(host)[np.atleast_1d(bad)][0], "step sizes are times")
+        raise fail(argument, "finite values > 0", np.atleast_1d(host)[np.atleast_1d(bad)][0], remedy)
+
+
+def number(argument: str, value: Any, low: float, high: float, expected: str) -> None:
+    """Raise unless value is a real number with low <= value < high."""
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not real or not low <= value < high:
+        raise fail(argument, expected, repr(value))
 
 
 def finite(argument: str, array: Any) -> None:

@@ -34,7 +34,7 @@ def legs(N: int) -> tuple[Matrix, Matrix]:
     ([[-1.0, 0.0], [-1.732, -2.0]], [1.0, 1.732])
     """
     B = np.sqrt(2 * _orders(N) + 1)
-    A = 0.0 - np.tril(np.outer(B, B), -1) - np.diag(_orders(N) + 1)  # 0.0 - x: no negative zeros
+    A = np.tril(np.outer(-B, B), -1) - np.diag(_orders(N) + 1)
     return A, B
 
 

@@ -5,6 +5,7 @@ All values are float64 on the host; a backend casts them. The step sizes are log
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -99,7 +100,8 @@ def dss(
 
     Arguments, result and errors as for s4d.
     """
-    m = init if isinstance(init, Modes) else _named(init)(2 * layer.d_state, conj_sym=True)
+    named = not isinstance(init, Modes)
+    m = _named(init)(2 * layer.d_state, conj_sym=True) if named else _of_size(init, layer.d_state)
     return _per_feature(layer, rng, dt_min, dt_max, Lambda=m.Lambda)
 
 
@@ -111,6 +113,7 @@ def s4(layer: S4, rng: Generator, *, init: str | Modes = "legs", dt_min: float =
     if not isinstance(init, Modes):
         checks.choice("init", init, ("legs", "legt", "fout"))
         init = modes.dplr(init, layer.d_state, conj_sym=layer.conj_sym)
+    _of_size(init, layer.modes)
     if init.P_tilde is None or init.P_tilde.shape[1] != layer.rank:
         got = "none" if init.P_tilde is None else f"rank {init.P_tilde.shape[1]}"
         raise checks.fail("init", f"modes with a low-rank factor of the layer's rank {layer.rank}", got, "set rank")
@@ -128,6 +131,8 @@ def initialize(layer: Layer, rng: Generator, **options: Any) -> Leaves:
     >>> params["Lambda_im"].round(3).tolist()
     [[0.0, 3.142], [0.0, 3.142]]
     """
+    checks.instance("layer", layer, Layer, "a layer", f"pass one of {', '.join(k.__name__ for k in INITIALIZERS)}")
+    checks.instance("rng", rng, Generator, "a np.random.Generator", "pass np.random.default_rng(seed)")
     return INITIALIZERS[type(layer)](layer, rng, **options)
 
 
@@ -137,7 +142,16 @@ def _named(init: str) -> Callable[..., Modes]:
 
 
 def _block(layer: Layer, init: str | Modes, N: int) -> Modes:
-    return init if isinstance(init, Modes) else _named(init)(N, conj_sym=layer.conj_sym)
+    if not isinstance(init, Modes):
+        return _named(init)(N, conj_sym=layer.conj_sym)
+    return _of_size(init, math.ceil(N / 2) if layer.conj_sym else N)
+
+
+def _of_size(modes: Modes, P: int) -> Modes:
+    if len(modes.Lambda) != P:
+        got = f"{len(modes.Lambda)}"
+        raise checks.fail("init", f"{P} modes from d_state and conj_sym", got, "build Modes of the layer's order")
+    return modes
 
 
 def _per_feature(layer: S4D | S4, rng: Generator, dt_min: float, dt_max: float, **system: NDArray) -> Leaves:
@@ -164,9 +178,10 @@ def _leaves(
     **system: NDArray,
 ) -> Leaves:
     """Complex values as pairs of real leaves, and the rest of the draws."""
-    checks.positive("dt_min", dt_min)
-    if not dt_min <= dt_max < np.inf:
-        raise checks.fail("dt_max", f"a finite value >= dt_min={dt_min}", dt_max)
+    checks.positive("dt_min", dt_min, "step sizes are times")
+    checks.number("dt_max", dt_max, dt_min, np.inf, f"a finite value >= dt_min={dt_min}")
+    if (worst := system["Lambda"].real.max()) >= 0:
+        raise checks.fail("init", "modes with Re Lambda < 0", f"max Re Lambda = {worst:.3g}", "the system is unstable")
     system["C"] = C()
     if layer.bidirectional:
         system["C_reverse"] = C()

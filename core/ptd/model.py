@@ -78,12 +78,14 @@ class SequenceModel:
     def __post_init__(self) -> None:
         for name in ("n_layers", "d_input", "d_output"):
             checks.positive_integer(name, getattr(self, name))
+        checks.instance("layer", self.layer, Layer, "a layer, as S5(d_model=64, d_state=64)")
+        for name in ("prenorm", "residual", "tie_dropout"):
+            checks.boolean(name, getattr(self, name))
         checks.choice("encoder", self.encoder, ("linear", "embedding"))
         checks.choice("norm", self.norm, ("layer", "batch", "none"))
         checks.choice("activation", self.activation, ACTIVATIONS)
         checks.choice("pooling", self.pooling, ("mean", "last", "none"))
-        if not 0 <= self.dropout < 1:
-            raise checks.fail("dropout", "a rate in [0, 1)", self.dropout)
+        checks.number("dropout", self.dropout, 0, 1, "a rate in [0, 1)")
 
     # --- parameters --------------------------------------------------------------------------------------------
 
@@ -161,7 +163,9 @@ class SequenceModel:
             ValueError: a shape or value does not fit.
         """
         checks.shapes("the model", params, self.shapes())
+        self._check_input(params, u)
         lengths = self._lengths(u, lengths)
+        self._check_noise(u, layer_noise)
         statistics: dict[str, Array] = {}
         x = self._encode(params, u)
         for i in range(self.n_layers):
@@ -192,7 +196,13 @@ class SequenceModel:
         """
         if self.pooling == "mean":
             raise checks.fail("pooling", "'last' or 'none' for step mode", "'mean'", "average the outputs yourself")
-        x = self._encode(params, u_k[..., None] if self.encoder == "embedding" else u_k[..., None, :])
+        checks.shapes("the model", params, self.shapes())
+        checks.array("u_k", u_k)
+        if len(states) != self.n_layers:
+            raise checks.fail("states", f"{self.n_layers}, one per block", len(states), "see model.state_shapes()")
+        u_k = u_k[..., None] if self.encoder == "embedding" else u_k[..., None, :]
+        self._check_input(params, u_k)
+        x = self._encode(params, u_k)
         new = []
         for i in range(self.n_layers):
             block = _Scope(params, f"blocks.{i}.")
@@ -206,11 +216,35 @@ class SequenceModel:
 
     # --- parts -------------------------------------------------------------------------------------------------
 
-    def _lengths(self, u: Array, lengths: Any) -> Array | None:
-        axes = 1 if self.encoder == "embedding" else 2
-        if u.ndim < axes or (axes == 2 and u.shape[-1] != self.d_input):
-            wanted = "(..., L) of tokens" if axes == 1 else f"(..., L, {self.d_input}) from d_input"
+    @property
+    def _input_axes(self) -> int:
+        """Axes of one input sequence."""
+        return 1 if self.encoder == "embedding" else 2
+
+    def _check_input(self, params: Parameters, u: Array) -> None:
+        checks.array("u", u)
+        if u.ndim < self._input_axes or (self._input_axes == 2 and u.shape[-1] != self.d_input):
+            wanted = "(..., L) of tokens" if self._input_axes == 1 else f"(..., L, {self.d_input}) from d_input"
             raise checks.fail("u", f"shape {wanted}", tuple(u.shape))
+        dtype = params["encoder.weight"].dtype
+        if self.encoder == "embedding":
+            if not namespace(params["encoder.weight"]).isdtype(u.dtype, "integral"):
+                raise checks.fail("u", "integer tokens", f"dtype {u.dtype}", "use encoder='linear' for real inputs")
+            checks.tokens("u", u, self.d_input)
+        elif u.dtype != dtype:
+            raise checks.fail("u", f"dtype {dtype} from the parameters", u.dtype, "cast one of them")
+
+    def _check_noise(self, u: Array, layer_noise: Sequence[Array] | None) -> None:
+        if layer_noise is None:
+            return
+        if len(layer_noise) != self.n_layers:
+            raise checks.fail("layer_noise", f"{self.n_layers} arrays, one per block", len(layer_noise))
+        inner = (*(u.shape if self._input_axes == 1 else u.shape[:-1]), self.layer.d_model)
+        for noise in layer_noise:
+            checks.broadcasts("layer_noise", noise, inner, "the input of each layer")
+
+    def _lengths(self, u: Array, lengths: Any) -> Array | None:
+        axes = self._input_axes
         if lengths is None:
             return None
         checks.lengths(lengths, u.shape[-axes])
@@ -223,8 +257,6 @@ class SequenceModel:
         if self.encoder == "linear":
             return _linear(scope, "encoder", u)
         xp = namespace(params["encoder.weight"])
-        if not xp.isdtype(u.dtype, "integral"):
-            raise checks.fail("u", "integer tokens", f"dtype {u.dtype}", "use encoder='linear' for real inputs")
         rows = xp.take(params["encoder.weight"].T, xp.reshape(u, (-1,)), axis=0)
         return xp.reshape(rows, (*u.shape, self.layer.d_model)) + params["encoder.bias"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from . import checks
@@ -50,10 +51,14 @@ class Optimizer:
         checks.positive("ssm_lr", self.ssm_lr)
         checks.positive_integer("total_steps", self.total_steps)
         checks.choice("rule", self.rule, RULES)
-        if not 0 <= self.warmup_steps < self.total_steps:
-            raise checks.fail("warmup_steps", f"0 <= warmup_steps < total_steps={self.total_steps}", self.warmup_steps)
-        if not self.weight_decay >= 0:
-            raise checks.fail("weight_decay", "a number >= 0", self.weight_decay)
+        checks.boolean("global_step_size", self.global_step_size)
+        warm_up = f"an integer, 0 <= warmup_steps < total_steps={self.total_steps}"
+        checks.number("warmup_steps", self.warmup_steps, 0, self.total_steps, warm_up)
+        if self.warmup_steps != int(self.warmup_steps):
+            raise checks.fail("warmup_steps", warm_up, self.warmup_steps)
+        checks.number("weight_decay", self.weight_decay, 0, math.inf, "a finite number >= 0")
+        if isinstance(self.frozen, str):  # "Lambda" would freeze every leaf named by one of its substrings
+            raise checks.fail("frozen", "a tuple of leaf names", repr(self.frozen), f"pass ({self.frozen!r},)")
 
     def group(self, name: str) -> Group:
         """The group of a leaf, by its dotted name.

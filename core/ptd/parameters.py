@@ -38,6 +38,8 @@ def save(path: str | Path, description: Layer | SequenceModel, params: Mapping[s
     Raises:
         ValueError: params are not the finite real leaves of description. Nothing is written then.
     """
+    if not isinstance(description, (Layer, SequenceModel)):
+        raise checks.fail("description", "a layer or a SequenceModel", repr(description))
     leaves = {name: np.ascontiguousarray(value) for name, value in params.items()}
     description.check(leaves)
     metadata = {"ptd_spec": SPEC_VERSION, "description": json.dumps(to_json(description))}
@@ -75,7 +77,7 @@ def load(path: str | Path) -> tuple[Layer | SequenceModel, dict[str, NDArray]]:
             f"version {metadata['ptd_spec']}",
             "use the ptd that wrote it",
         )
-    description = from_json(json.loads(metadata["description"]))
+    description = from_json(_description(metadata))
     description.check(leaves)
     return description, leaves
 
@@ -123,3 +125,14 @@ def _metadata(data: bytes) -> dict[str, str]:
     """The safetensors header's free-form part (the numpy reader does not return it)."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return header.get("__metadata__", {})
+
+
+def _description(metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    text = metadata.get("description", "none")
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, Mapping):
+        raise checks.fail("path", "a description in JSON", repr(text[:40]), "it is damaged: use another copy")
+    return values

@@ -54,6 +54,8 @@ class PortableBackend:
         return contextlib.nullcontext()
 
     def asarray(self, host: Any, dtype: str | None = None) -> Array:
+        if dtype is not None:
+            checks.choice("dtype", dtype, self.dtypes)
         return self.xp.asarray(np.asarray(host), dtype=None if dtype is None else getattr(self.xp, dtype))
 
     def to_numpy(self, array: Array) -> NDArray:

@@ -9,6 +9,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 from numpy.typing import NDArray
 
+from . import checks
 from .layers import Layer
 from .model import SequenceModel
 from .portable import PortableBackend
@@ -57,6 +58,7 @@ class ReferenceBackend(PortableBackend):
     def module(
         self, description: Layer | SequenceModel, params: Mapping[str, NDArray], dtype: str = "float32"
     ) -> Module:
+        checks.choice("dtype", dtype, self.dtypes)
         description.check(params)
         return Module(self, description, {name: np.asarray(value, dtype) for name, value in params.items()})
 

@@ -6,6 +6,7 @@ import importlib
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, metadata
 
+from . import checks
 from .contract import Backend
 
 GROUP = "ptd.backends"
@@ -35,17 +36,17 @@ def backend(name: str) -> Backend:
 
     Raises:
         ValueError: no backend of that name.
-        BackendUnavailable: its framework is not installed; the message has the pip command.
+        BackendUnavailable: its framework or module is not installed; the message has the pip command.
 
     >>> backend("numpy").name
     'numpy'
     """
+    checks.instance("name", name, str, "the name of a backend")
     if ":" in name:
-        module, _, attribute = name.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return _unregistered(name)
     found = _registered()
     if name not in found:
-        raise ValueError(f"name: expected one of {', '.join(sorted(found))}, got {name!r}; {_install_hint(name)}")
+        raise checks.fail("name", f"one of {', '.join(sorted(found))}", repr(name), _install_hint(name))
     try:
         return found[name].load()
     except ImportError as error:
@@ -62,6 +63,16 @@ def backends() -> dict[str, Availability]:
     True
     """
     return {name: _availability(name) for name in sorted(_registered())}
+
+
+def _unregistered(name: str) -> Backend:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise BackendUnavailable(f"backend {name!r}: {error}; install the package that has {module!r}") from error
+    except (AttributeError, ValueError) as error:
+        raise checks.fail("name", "module:object of a backend", f"{name!r}: {error}") from error
 
 
 def _availability(name: str) -> Availability:

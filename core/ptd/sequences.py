@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from .arrays import Array, namespace
 from .checks import fail
 
@@ -91,7 +93,7 @@ def pack(sequences: Sequence[Array]) -> tuple[Array, Array]:
         u (sum L_i, H) and resets, bool (sum L_i,): True at each first sample.
 
     Raises:
-        ValueError: no sequence, or widths differ.
+        ValueError: no sequence, widths differ, or an array is not (L_i, H).
 
     >>> import numpy as np
     >>> pack([np.zeros((2, 1)), np.ones((1, 1))])[1].tolist()
@@ -99,9 +101,9 @@ def pack(sequences: Sequence[Array]) -> tuple[Array, Array]:
     """
     if not sequences:
         raise fail("sequences", "at least one array (L_i, H)", "none")
-    widths = sorted({tuple(u.shape[1:]) for u in sequences})
-    if len(widths) > 1:
-        raise fail("sequences", "arrays (L_i, H) of one width H", f"widths {widths}")
+    shapes = [tuple(u.shape) for u in sequences]
+    if len({shape[1:] for shape in shapes}) > 1 or len(shapes[0]) != 2:
+        raise fail("sequences", "arrays (L_i, H) of one width H", f"shapes {shapes}")
     xp = namespace(*sequences)
     flags = [xp.arange(u.shape[0]) == 0 for u in sequences]
     return xp.concat(list(sequences), axis=0), xp.concat(flags, axis=0)
@@ -111,8 +113,10 @@ def unpack(packed: Array, lengths: Sequence[int]) -> list[Array]:
     """The pieces (L_i, H) of packed (sum L_i, H).
 
     Raises:
-        ValueError: the lengths do not add up.
+        ValueError: a length is negative or no integer, or they do not add up.
     """
+    if any(not isinstance(L, (int, np.integer)) or L < 0 for L in lengths):
+        raise fail("lengths", "integers >= 0", list(lengths), "pass the lengths of the sequences that were packed")
     if sum(lengths) != packed.shape[0]:
         raise fail("lengths", f"a sum of {packed.shape[0]}, the packed length", sum(lengths))
     starts = [sum(lengths[:i]) for i in range(len(lengths))]

@@ -51,6 +51,8 @@ class Layer:
         checks.positive_integer("d_model", self.d_model)
         checks.positive_integer("d_state", self.d_state)
         checks.choice("discretization", self.discretization, self.discretizations)
+        for name in ("conj_sym", "bidirectional", "skip"):
+            checks.boolean(name, getattr(self, name))
 
     # --- description -------------------------------------------------------------------------------------------
 
@@ -104,6 +106,7 @@ class Layer:
         A backend that compiles apply calls this first, while host values still are values.
         """
         checks.shapes(self.kind, params, self.shapes())
+        checks.array("u", u)
         xp = namespace(u)
         if u.ndim < 2 or u.shape[-1] != self.d_model or u.shape[-2] < 1:
             raise checks.fail("u", f"shape (..., L, H) with L >= 1 and H={self.d_model} from d_model", tuple(u.shape))
@@ -114,6 +117,8 @@ class Layer:
         batch, time = tuple(u.shape[:-2]), "the batch axes and length of u"
         if state is not None:
             checks.shape("state", state, self.state_shape(batch), "the batch axes of u, then layer.state_shape()")
+            if state.dtype != u.dtype:
+                raise checks.fail("state", f"dtype {u.dtype} from u", state.dtype, "a state is real, (re, im) last")
         if lengths is not None:
             checks.lengths(lengths, u.shape[-2])
             checks.shape("lengths", lengths, batch, "the batch axes of u")
@@ -121,7 +126,7 @@ class Layer:
             checks.flags("resets", resets)
             checks.broadcasts("resets", resets, tuple(u.shape[:-1]), time)
         if step_scale is not None:
-            checks.positive("step_scale", step_scale)
+            checks.positive("step_scale", step_scale, "it multiplies step sizes, which are times")
             checks.broadcasts("step_scale", step_scale, tuple(u.shape[:-1]), time)
         if form is not None:
             checks.choice("form", form, FORMS)
@@ -213,9 +218,14 @@ class Layer:
                 True,
                 "a right-to-left run needs the whole sequence: use apply",
             )
+        checks.array("u_k", u_k)
+        if u_k.ndim < 1:
+            raise checks.fail("u_k", f"shape (..., H) with H={self.d_model} from d_model", tuple(u_k.shape))
+        checks.array("state", state)
         self.check_call(params, u_k[..., None, :], state=state)
         if step_scale is not None:
-            checks.positive("step_scale", step_scale)
+            checks.positive("step_scale", step_scale, "it multiplies step sizes, which are times")
+            checks.broadcasts("step_scale", step_scale, tuple(u_k.shape[:-1]), "the batch axes of u_k")
             step_scale = namespace(u_k).asarray(step_scale, dtype=u_k.dtype)
         x = self.update(params, u_k, self._starts(state)[0], step_scale)
         y = self.readout(self.complex_leaf(params, "C"), x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .. import checks
 from ..arrays import Array, imag, namespace, real
 from .layer import Layer
 
@@ -17,6 +18,10 @@ class PerFeatureLayer(Layer):
     """
 
     shared: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.boolean("shared", self.shared)
 
     @property
     def state_axes(self) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ class S4(PerFeatureLayer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank not in (1, 2):
+        if isinstance(self.rank, bool) or self.rank not in (1, 2):
             raise checks.fail("rank", "1 or 2", repr(self.rank), "HiPPO matrices need no more")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,243 @@
+"""SequenceModel against a plain NumPy forward pass of its own; the layers inside are tested in test_layers.py."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from ptd import S5, SequenceModel
+from ptd.model import Training
+
+H, D_INPUT, D_OUTPUT, L = 4, 3, 2, 6
+LENGTHS = np.array([6, 4, 1])
+
+
+def build(**options) -> SequenceModel:
+    return SequenceModel(S5(H, 4), **{"n_layers": 2, "d_input": D_INPUT, "d_output": D_OUTPUT} | options)
+
+
+def parameters(model: SequenceModel) -> dict[str, np.ndarray]:
+    """Initial leaves with every bias, scale and statistic moved off its trivial value."""
+    rng = np.random.default_rng(0)
+    leaves = model.initialize(rng, init="legs")
+    affine = [name for name in leaves if name.endswith((".bias", ".scale", ".mean"))]
+    leaves |= {name: leaves[name] + 0.3 * rng.standard_normal(leaves[name].shape) for name in affine}
+    return leaves | {name: rng.uniform(0.5, 2, H) for name in leaves if name.endswith(".var")}
+
+
+def inputs(model: SequenceModel) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    if model.encoder == "embedding":
+        return rng.integers(0, D_INPUT, (3, L))
+    return rng.standard_normal((3, L, D_INPUT))
+
+
+# --- the independent forward pass, one sequence without padding at a time
+
+
+def linear(p, name, x):
+    return np.einsum("oi,...i->...o", p[name + ".weight"], x) + p[name + ".bias"]
+
+
+def gelu(x):
+    return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def normalise(model, p, block, x):
+    if model.norm == "none":
+        return x
+    if model.norm == "layer":
+        mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    else:
+        mean, var = p[block + "norm.mean"], p[block + "norm.var"]
+    return (x - mean) / np.sqrt(var + 1e-5) * p[block + "norm.scale"] + p[block + "norm.bias"]
+
+
+def activate(model, p, block, y):
+    g = gelu(y)
+    gate = None if model.activation == "gelu" else sigmoid(linear(p, block + "gate", g))
+    return {
+        "gelu": lambda: g,
+        "full_glu": lambda: linear(p, block + "value", g) * gate,
+        "half_glu1": lambda: g * gate,
+        "half_glu2": lambda: y * gate,
+    }[model.activation]()
+
+
+def forward(model, p, u, noise=(0, 0)):
+    x = p["encoder.weight"].T[u] + p["encoder.bias"] if model.encoder == "embedding" else linear(p, "encoder", u)
+    for i in range(model.n_layers):
+        block = f"blocks.{i}."
+        inner = {name.removeprefix(block + "layer."): v for name, v in p.items() if name.startswith(block + "layer.")}
+        z = normalise(model, p, block, x) if model.prenorm else x
+        z = activate(model, p, block, model.layer.apply(inner, z + noise[i]))
+        x = x + z if model.residual else z
+        x = x if model.prenorm else normalise(model, p, block, x)
+    pooled = {"mean": lambda: x.mean(-2), "last": lambda: x[..., -1, :], "none": lambda: x}[model.pooling]()
+    return linear(p, "decoder", pooled)
+
+
+OPTIONS = [
+    *({"norm": norm, "prenorm": prenorm} for norm in ("layer", "batch", "none") for prenorm in (True, False)),
+    *({"activation": activation} for activation in ("gelu", "full_glu", "half_glu1", "half_glu2")),
+    *({"pooling": pooling} for pooling in ("mean", "last", "none")),
+    {"encoder": "embedding"},
+    {"residual": False},
+    {"n_layers": 1},
+]
+
+
+@pytest.fixture(scope="module", params=OPTIONS, ids=str)
+def model(request):
+    return build(**request.param)
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return parameters(model)
+
+
+def test_output_is_that_of_the_plain_forward_pass(model, params):
+    u = inputs(model)
+    assert_allclose(model.apply(params, u), forward(model, params, u), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_padded_sequence_gives_what_it_gives_alone(model, params, row):
+    u, length = inputs(model), LENGTHS[row]
+    y = model.apply(params, u, lengths=LENGTHS)[row]
+    expected = forward(model, params, u[row, :length])
+    assert_allclose(y[:length] if model.pooling == "none" else y, expected, rtol=0, atol=1e-12)
+
+
+def test_noise_is_added_to_the_input_of_each_layer(model, params):
+    u, noise = inputs(model), [0.3, np.linspace(0, 1, L)[:, None]][: model.n_layers]
+    assert_allclose(model.apply(params, u, layer_noise=noise), forward(model, params, u, noise), rtol=0, atol=1e-12)
+
+
+def run_steps(model, params, u):
+    """Outputs of one step after the other, from zero states."""
+    states, outputs = [np.zeros(shape) for shape in model.state_shapes((3,))], []
+    for k in range(L):
+        y, states = model.step(params, u[:, k], states)
+        outputs.append(y)
+    return np.stack(outputs, axis=1)
+
+
+@pytest.mark.parametrize("options", [option for option in OPTIONS if option.get("pooling") != "mean"], ids=str)
+def test_steps_give_what_the_whole_sequence_gives(options):
+    model = build(**{"pooling": "none"} | options)
+    params, u = parameters(model), inputs(model)
+    expected = forward(build(**options | {"pooling": "none"}), params, u)
+    assert_allclose(run_steps(model, params, u), expected, rtol=0, atol=1e-12)
+
+
+def test_mean_pooling_has_no_step():
+    model = build()
+    with pytest.raises(ValueError, match=r"^pooling: expected 'last' or 'none' for step mode"):
+        model.step(parameters(model), np.zeros(D_INPUT), [np.zeros(s) for s in model.state_shapes()])
+
+
+# --- training
+
+
+def keep_all(x, rate, over_time):
+    return x
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
+def test_batch_norm_trains_on_the_statistics_of_batch_and_valid_time(lengths):
+    model = build(norm="batch", n_layers=1, pooling="none")
+    params, u = parameters(model), inputs(model)
+    _, updated = model.apply(params, u, lengths=lengths, training=Training(keep_all, momentum=0.8))
+    x = linear(params, "encoder", u)
+    valid = x[np.arange(L) < (LENGTHS[:, None] if lengths is not None else np.full((3, 1), L))]
+    for name, value in (("mean", valid.mean(0)), ("var", valid.var(0))):
+        old = params[f"blocks.0.norm.{name}"]
+        assert_allclose(updated[f"blocks.0.norm.{name}"], 0.8 * old + 0.2 * value, rtol=1e-12)
+
+
+def test_batch_norm_in_training_normalises_by_the_batch():
+    model = build(norm="batch", n_layers=1, pooling="none")
+    params, u = parameters(model), inputs(model)
+    valid = linear(params, "encoder", u)[np.arange(L) < LENGTHS[:, None]]
+    as_statistics = {"blocks.0.norm.mean": valid.mean(0), "blocks.0.norm.var": valid.var(0)}
+    trained, _ = model.apply(params, u, lengths=LENGTHS, training=Training(keep_all))
+    evaluated = model.apply(params | as_statistics, u, lengths=LENGTHS)
+    assert_allclose(trained, evaluated, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["layer", "none"])
+def test_other_norms_update_nothing(norm):
+    model = build(norm=norm)
+    assert model.apply(parameters(model), inputs(model), training=Training(keep_all))[1] == {}
+
+
+@pytest.mark.parametrize(("activation", "calls"), [("gelu", 1), ("full_glu", 2), ("half_glu1", 2), ("half_glu2", 2)])
+@pytest.mark.parametrize("tie", [True, False])
+def test_dropout_is_called_with_its_rate_and_tie_in_every_block(activation, calls, tie):
+    seen = []
+
+    def dropout(x, rate, over_time):
+        seen.append((x.shape, rate, over_time))
+        return x
+
+    model = build(activation=activation, dropout=0.25, tie_dropout=tie, n_layers=3)
+    model.apply(parameters(model), inputs(model), training=Training(dropout))
+    assert seen == [((3, L, H), 0.25, tie)] * calls * 3
+
+
+def test_dropout_acts_on_the_block_not_on_the_residual():
+    model = build(activation="gelu", dropout=0.5, pooling="none")
+    params, u = parameters(model), inputs(model)
+    y, _ = model.apply(params, u, training=Training(lambda x, rate, over_time: 0 * x))
+    assert_allclose(y, linear(params, "decoder", linear(params, "encoder", u)), rtol=0, atol=1e-12)
+
+
+def forbidden(x, rate, over_time):
+    raise AssertionError("called")
+
+
+def test_dropout_is_off_in_evaluation_and_at_rate_zero():
+    model = build(dropout=0.0)
+    params, u = parameters(model), inputs(model)
+    y, _ = model.apply(params, u, training=Training(forbidden))
+    assert np.array_equal(y, model.apply(params, u))
+
+
+# --- leaves
+
+
+def test_shapes_name_every_leaf():
+    model = SequenceModel(S5(4, 4), 1, 3, 2, norm="batch", activation="full_glu")
+    layer = {f"blocks.0.layer.{name}": shape for name, shape in model.layer.shapes().items()}
+    norm = {f"blocks.0.norm.{name}": (4,) for name in ("scale", "bias", "mean", "var")}
+    mix = {"blocks.0.gate.weight": (4, 4), "blocks.0.gate.bias": (4,)}
+    mix |= {"blocks.0.value.weight": (4, 4), "blocks.0.value.bias": (4,)}
+    ends = {"encoder.weight": (4, 3), "encoder.bias": (4,), "decoder.weight": (2, 4), "decoder.bias": (2,)}
+    assert model.shapes() == layer | norm | mix | ends
+
+
+def test_initial_leaves_have_the_declared_shapes_and_are_checked(model):
+    leaves = model.initialize(np.random.default_rng(0), init="legs")
+    assert {name: leaf.shape for name, leaf in leaves.items()} == model.shapes()
+    model.check(leaves)
+
+
+def test_equal_seeds_give_equal_models_and_other_seeds_others():
+    first, again, other = (build().initialize(np.random.default_rng(seed), init="legs") for seed in (0, 0, 1))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not np.array_equal(first["encoder.weight"], other["encoder.weight"])
+
+
+def test_weights_have_variance_one_over_fan_in():
+    leaves = SequenceModel(S5(64, 2), 1, 200, 2).initialize(np.random.default_rng(0), init="legs")
+    weight = leaves["encoder.weight"]
+    assert (weight**2).mean() == pytest.approx(1 / 200, rel=5 * math.sqrt(2 / weight.size))
