@@ -138,14 +138,19 @@ def test_closed_form_ptd_is_s4_over_one_plus_rho_r(n, C, conj_sym, rho):
 @pytest.mark.parametrize(("n", "conj_sym"), [(1, True), (6, True), (7, True), (2, False), (6, False), (7, False)])
 def test_optimised_ptd_is_the_perturbed_system(n, C, conj_sym):
     A, B = hippo.legs(n)
-    E = ptd.perturb_then_diagonalize(A, B).E
+    E = ptd.perturb_then_diagonalize(A, B, paired=conj_sym).E
     found = modal_transfer(modes.ptd(n, conj_sym=conj_sym), C[:n], conj_sym)
     assert_allclose(found, dense_transfer(A + E, B, C[:n]), rtol=0, atol=1e-12)
 
 
-def test_optimised_ptd_with_a_pair_of_real_modes_is_refused_in_half_storage():
-    with pytest.raises(ValueError, match=r"^init: expected at most 0 real modes at order 2.*ptd-closed"):
+def test_optimised_ptd_that_cannot_be_paired_says_so():
+    with pytest.raises(ptd.NotConverged, match="2 real eigenvalues remain"):
         modes.ptd(2)
+
+
+@pytest.mark.parametrize("n", [3, 4, 8, 16, 17, 32])
+def test_optimised_ptd_stores_half_of_its_modes(n):
+    assert len(modes.ptd(n).Lambda) == (n + 1) // 2
 
 
 @pytest.mark.parametrize(("leaf", "field"), [("Lambda", "Lambda"), ("B", "B_tilde"), ("P", "P_tilde")])
