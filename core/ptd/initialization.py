@@ -100,8 +100,10 @@ def dss(
 
     Arguments, result and errors as for s4d.
     """
-    named = not isinstance(init, Modes)
-    m = _named(init)(2 * layer.d_state, conj_sym=True) if named else _of_size(init, layer.d_state)
+    if isinstance(init, Modes):
+        m = _of_size(init, layer.d_state)
+    else:
+        m = _named(init)(2 * layer.d_state, conj_sym=True)
     return _per_feature(layer, rng, dt_min, dt_max, Lambda=m.Lambda)
 
 
