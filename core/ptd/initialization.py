@@ -51,7 +51,7 @@ def s5(
     Raises:
         ValueError: an unknown name, or a range that is none.
     """
-    block = _block(layer, init, layer.d_state // layer.blocks)
+    block = _block(init, layer.d_state // layer.blocks, layer.conj_sym)
     checks.choice("B_init", B_init, ("lecun", "hippo"))
     checks.choice("C_init", C_init, ("lecun", "trunc_standard_normal", "complex_normal"))
     H, N = layer.d_model, block.V.shape[0]
@@ -89,7 +89,7 @@ def s4d(
     Raises:
         ValueError: an unknown name, or a range that is none.
     """
-    m = _block(layer, init, layer.d_state)
+    m = _block(init, layer.d_state, layer.conj_sym)
     return _per_feature(layer, rng, dt_min, dt_max, Lambda=m.Lambda, B=m.B_tilde)
 
 
@@ -100,8 +100,7 @@ def dss(
 
     Arguments, result and errors as for s4d.
     """
-    named = not isinstance(init, Modes)
-    m = _named(init)(2 * layer.d_state, conj_sym=True) if named else _of_size(init, layer.d_state)
+    m = _block(init, 2 * layer.d_state, conj_sym=True)
     return _per_feature(layer, rng, dt_min, dt_max, Lambda=m.Lambda)
 
 
@@ -136,15 +135,12 @@ def initialize(layer: Layer, rng: Generator, **options: Any) -> Leaves:
     return INITIALIZERS[type(layer)](layer, rng, **options)
 
 
-def _named(init: str) -> Callable[..., Modes]:
+def _block(init: str | Modes, N: int, conj_sym: bool) -> Modes:
+    """Modes of order N, by name or as given."""
+    if isinstance(init, Modes):
+        return _of_size(init, math.ceil(N / 2) if conj_sym else N)
     checks.choice("init", init, MODES)
-    return MODES[init]
-
-
-def _block(layer: Layer, init: str | Modes, N: int) -> Modes:
-    if not isinstance(init, Modes):
-        return _named(init)(N, conj_sym=layer.conj_sym)
-    return _of_size(init, math.ceil(N / 2) if layer.conj_sym else N)
+    return MODES[init](N, conj_sym=conj_sym)
 
 
 def _of_size(modes: Modes, P: int) -> Modes:
