@@ -7,6 +7,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+
 import ptd
 from ptd import convolution, recurrence
 from ptd.kernels import Kernels
@@ -134,51 +135,97 @@ def final_state_early(self: Any, layer: Layer, params: Call, u: Any, call: Call)
     return y, Honest.run(self, layer, params, u[..., :-1, :], call)[1]
 
 
+def truncated_kernel(weights: Any, Lambda_bar: Any, L: int) -> Any:
+    """A Vandermonde kernel whose last lag is zero."""
+    K = convolution.vandermonde(weights, Lambda_bar, L)
+    K[..., -1] = 0
+    return K
+
+
+def step_off(params: Call) -> Call:
+    """Steps that are 1e-5 too long."""
+    return {"log_step": params["log_step"] + np.float32(1e-5)}
+
+
+def cut_to_width(self: Any, layer: Layer, params: Call, u: Any, call: Call) -> Any:
+    """Surplus features dropped without a word."""
+    return Honest.run(self, layer, params, u[..., : layer.d_model], call)
+
+
 #: Each mutant with the clause that must catch it, on a subject it shows on.
 MUTANTS: dict[str, tuple[ReferenceBackend, str, str, str]] = {
     "output-delayed-by-one": (
-        with_result(lambda y, x: (np.concatenate([0 * y[..., :1, :], y[..., :-1, :]], axis=-2), x)), "L1", "s5-zoh", "float32",
+        with_result(lambda y, x: (np.concatenate([0 * y[..., :1, :], y[..., :-1, :]], axis=-2), x)),
+        "L1",
+        "s5-zoh",
+        "float32",
     ),
     "imaginary-part-of-C-dropped": (with_leaves(lambda p: {"C_im": 0 * p["C_im"]}), "L1", "s4d-zoh", "float32"),
     "conjugate-of-C": (with_leaves(lambda p: {"C_im": -p["C_im"]}), "L1", "s4-legs", "float32"),
     "factor-2-of-conjugate-pairs-lost": (
-        with_leaves(lambda p: {"C_re": p["C_re"] / 2, "C_im": p["C_im"] / 2}), "L1", "s5-bilinear-odd", "float32",
+        with_leaves(lambda p: {"C_re": p["C_re"] / 2, "C_im": p["C_im"] / 2}),
+        "L1",
+        "s5-bilinear-odd",
+        "float32",
     ),
     "circular-convolution": (changed(kernels=Kernels(causal_convolution=circular)), "K4", "L127", "float64"),
-    "circular-convolution-in-a-layer": (changed(kernels=Kernels(causal_convolution=circular)), "L2", "s4d-zoh", "float64"),
+    "circular-convolution-in-a-layer": (
+        changed(kernels=Kernels(causal_convolution=circular)),
+        "L2",
+        "s4d-zoh",
+        "float64",
+    ),
     "half-precision-state": (changed(kernels=Kernels(scan=half_precision_scan)), "L1", "s5-zoh", "float32"),
     "single-precision-called-double": (changed(run=single_precision), "L1", "s4-legt", "float64"),
-    "step-off-by-1e-5": (with_leaves(lambda p: {"log_step": p["log_step"] + np.float32(1e-5)}), "L9", "s4d-zoh", "float32"),
+    "step-off-by-1e-5": (with_leaves(step_off), "L9", "s4d-zoh", "float32"),
     "initial-state-ignored": (with_call(without("state")), "L3", "dss-exp", "float32"),
     "reset-one-late": (changed(kernels=Kernels(scan=reset_late)), "L11", "s5-zoh", "float64"),
     "lengths-ignored": (with_call(without("lengths")), "L10", "s4-legs", "float64"),
     "steps-of-the-sample-before": (with_call(shifted_steps), "L12", "s4d-zoh", "float64"),
     "sampling-rate-ignored": (with_call(without("step_scale")), "L13", "s4-fout-odd", "float64"),
     "naive-zoh": (
-        with_patch("ptd.discretization.phi_1", lambda z: (np.exp(z) - 1) / z), "L7", "s4d-zoh", "float32",
+        with_patch("ptd.discretization.phi_1", lambda z: (np.exp(z) - 1) / z),
+        "L7",
+        "s4d-zoh",
+        "float32",
     ),
     "zoh-for-bilinear": (
         with_patch("ptd.layers.diagonal.RULES", {"zoh": ptd.discretization.zoh, "bilinear": ptd.discretization.zoh}),
-        "L1", "s5-bilinear-odd", "float32",
+        "L1",
+        "s5-bilinear-odd",
+        "float32",
     ),
     "final-state-one-early": (changed(run=final_state_early), "L1", "s5-zoh", "float32"),
     "reverse-run-without-its-own-sample": (changed(run=lag_free_reverse), "L14", "s4d-zoh", "float64"),
     "skip-dropped": (with_leaves(lambda p: {"D": 0 * p["D"]}), "L1", "s5-all-modes", "float32"),
     "stability-rule-ignored": (
-        with_patch("ptd.layers.layer.STABILITY_MARGIN", -np.inf), "L16", "s4d-zoh", "float64",
+        with_patch("ptd.layers.layer.STABILITY_MARGIN", -np.inf),
+        "L16",
+        "s4d-zoh",
+        "float64",
     ),
     "low-rank-part-dropped": (
-        with_leaves(lambda p: {n: 0 * p[n] for n in ("P_re", "P_im") if n in p}), "L1", "s4-legs", "float32",
+        with_leaves(lambda p: {n: 0 * p[n] for n in ("P_re", "P_im") if n in p}),
+        "L1",
+        "s4-legs",
+        "float32",
     ),
     "softmax-normaliser-dropped": (
-        with_patch("ptd.layers.dss.phi_1", lambda z: np.ones_like(z)), "L1", "dss-softmax", "float32",
+        with_patch("ptd.layers.dss.phi_1", lambda z: np.ones_like(z)),
+        "L1",
+        "dss-softmax",
+        "float32",
     ),
     "kernel-truncated-by-one": (
-        changed(kernels=Kernels(vandermonde=lambda w, a, L: np.concatenate([convolution.vandermonde(w, a, L)[..., :-1], 0 * w.real[..., :1]], -1))),
-        "K3", "L127", "float64",
+        changed(kernels=Kernels(vandermonde=truncated_kernel)),
+        "K3",
+        "L127",
+        "float64",
     ),
     "wrong-shape-accepted": (
-        changed(run=lambda self, layer, params, u, call: Honest.run(self, layer, params, u[..., : layer.d_model], call)),
-        "E1", "u-width", "float64",
+        changed(run=cut_to_width),
+        "E1",
+        "u-width",
+        "float64",
     ),
-}  # fmt: skip
+}

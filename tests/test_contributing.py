@@ -7,6 +7,7 @@ import types
 from pathlib import Path
 
 import pytest
+
 from ptd_conformance import runner
 from ptd_conformance.bench import Bench
 from ptd_conformance.outcome import Outcome

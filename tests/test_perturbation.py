@@ -6,17 +6,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from ptd import (
-    Diagonalization,
-    NotConverged,
-    _cache,
-    _deviation,
-    _eigen_gradients,
-    hippo,
-    perturb_then_diagonalize,
-)
-from ptd import perturbation as module
-from ptd._minimization import Problem
+from ptd import Diagonalization, NotConverged, hippo, perturb_then_diagonalize
+from ptd.perturbation import eigen_gradients, responses, result_cache
+from ptd.perturbation import solver as module
+from ptd.perturbation.minimization import Problem
 
 # n, ||E||_2, kappa(V), deviation of the published perturbations
 PUBLISHED = [
@@ -111,8 +104,8 @@ def test_response_by_schur_form_is_the_closed_form_of_legs():
     A, B = hippo.legs(12)
     turned = scipy.linalg.qr(np.random.default_rng(0).standard_normal((12, 12)))[0]
     w = np.array([0.0, 0.3, 5, 90])
-    exact = _deviation.schur_response(turned @ A @ turned.T, (turned @ B)[:, None])(w)
-    assert np.allclose(np.tensordot(turned, _deviation.legs_response(12)(w), axes=1), exact, atol=1e-12)
+    exact = responses.schur_response(turned @ A @ turned.T, (turned @ B)[:, None])(w)
+    assert np.allclose(np.tensordot(turned, responses.legs_response(12)(w), axes=1), exact, atol=1e-12)
 
 
 def test_larger_gamma_buys_a_smaller_perturbation_with_a_larger_condition_number():
@@ -153,14 +146,14 @@ def test_gradient_of_the_objective_matches_central_differences(twist, gamma):
 def test_soft_condition_number_bounds_the_true_one_from_above():
     V = np.random.default_rng(0).standard_normal((20, 20))
     V /= np.linalg.norm(V, axis=0)
-    value, _, V_inv = _eigen_gradients.log_condition_number(V)
-    assert 0 <= value - np.log(np.linalg.cond(V)) <= np.log(20) / _eigen_gradients.SHARPNESS
+    value, _, V_inv = eigen_gradients.log_condition_number(V)
+    assert 0 <= value - np.log(np.linalg.cond(V)) <= np.log(20) / eigen_gradients.SHARPNESS
     assert np.allclose(V_inv @ V, np.eye(20))
 
 
 def test_ball_parametrisation_stays_inside_the_ball():
     F = 1e3 * np.random.default_rng(0).standard_normal((5, 5))
-    assert np.linalg.norm(_eigen_gradients.ball(F)[0], 2) <= 1 + 1e-15
+    assert np.linalg.norm(eigen_gradients.ball(F)[0], 2) <= 1 + 1e-15
 
 
 # --- conjugate symmetry
@@ -355,9 +348,9 @@ def test_truncated_entry_is_computed_again(folder, kept):
     first = perturb_then_diagonalize(grcar(5), iterations=5)
     (entry,) = folder.iterdir()
     entry.write_bytes(entry.read_bytes()[:kept])
-    assert _cache.load(entry.stem) is None
+    assert result_cache.load(entry.stem) is None
     assert np.array_equal(perturb_then_diagonalize(grcar(5), iterations=5).E, first.E)
-    assert np.array_equal(_cache.load(entry.stem)["E"], first.E)
+    assert np.array_equal(result_cache.load(entry.stem)["E"], first.E)
 
 
 def test_flipped_byte_in_an_entry_is_noticed(folder):
@@ -366,13 +359,13 @@ def test_flipped_byte_in_an_entry_is_noticed(folder):
     whole = bytearray(entry.read_bytes())
     whole[200] ^= 1
     entry.write_bytes(whole)
-    assert _cache.load(entry.stem) is None
+    assert result_cache.load(entry.stem) is None
 
 
 def test_entry_of_other_fields_is_computed_again(folder):
     first = perturb_then_diagonalize(grcar(5), iterations=5)
     (entry,) = folder.iterdir()
-    _cache.store(entry.stem, {"E": np.eye(5)})
+    result_cache.store(entry.stem, {"E": np.eye(5)})
     assert np.array_equal(perturb_then_diagonalize(grcar(5), iterations=5).E, first.E)
 
 
@@ -396,7 +389,7 @@ def test_cache_folder_follows_the_platform(monkeypatch, platform, ending):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     monkeypatch.setenv("LOCALAPPDATA", "local")
     monkeypatch.setattr("sys.platform", platform)
-    assert _cache.folder().as_posix().endswith(ending)
+    assert result_cache.folder().as_posix().endswith(ending)
 
 
 # --- bad input: one line, before any arithmetic

@@ -14,9 +14,7 @@ from ptd.quickstart import MODELS, Result, fourier_mode, last_spike, quickstart
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return quickstart(
-        "jax", tmp_path_factory.mktemp("quickstart"), seed=3, epochs=2, width=8, depth=1, d_state=8
-    )
+    return quickstart("jax", tmp_path_factory.mktemp("quickstart"), seed=3, epochs=2, width=8, depth=1, d_state=8)
 
 
 def test_quickstart_writes_a_figure_its_numbers_and_a_checkpoint_per_model(result: Result):
@@ -97,9 +95,7 @@ def test_the_figure_shows_the_exact_transfer_functions():
 
 
 @pytest.mark.parametrize("module", ["sklearn", "matplotlib", "rich"])
-def test_a_missing_package_is_one_line_with_the_pip_command(
-    module: str, tmp_path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_missing_package_is_one_line_with_the_pip_command(module: str, tmp_path, monkeypatch: pytest.MonkeyPatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, module, None)
@@ -108,9 +104,7 @@ def test_a_missing_package_is_one_line_with_the_pip_command(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("argument", "value"), [("epochs", 1), ("d_state", 1), ("width", 0), ("amplitude", -1)]
-)
+@pytest.mark.parametrize(("argument", "value"), [("epochs", 1), ("d_state", 1), ("width", 0), ("amplitude", -1)])
 def test_a_bad_size_is_named_before_anything_is_trained(argument: str, value: int, tmp_path):
     with pytest.raises(ValueError, match=f"^{argument.replace('width', 'd_model')}: expected"):
         quickstart("jax", tmp_path / "out", **{argument: value})

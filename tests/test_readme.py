@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from ptd_conformance import record, report
 
 ROOT = Path(__file__).parent.parent

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
-import ptd
 import pytest
 from mutants import MUTANTS, Honest, changed
+
+import ptd
 from ptd_conformance import runner
 from ptd_conformance.bench import Bench
 from ptd_conformance.clause import CLAUSES

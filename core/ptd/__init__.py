@@ -9,13 +9,12 @@
 """
 
 from . import discretization, hippo, modes
-from .diagonalization import Diagonalization
 from .initialization import initialize
 from .layers import DSS, S4, S4D, S5, Layer
 from .model import SequenceModel
 from .optimization import Optimizer
 from .parameters import SPEC_VERSION, load, save
-from .perturbation import NotConverged, perturb_then_diagonalize
+from .perturbation import Diagonalization, NotConverged, perturb_then_diagonalize
 from .registry import Availability, BackendUnavailable, backend, backends
 from .sequences import pack, unpack
 

@@ -92,9 +92,7 @@ def save_figure(path: Path, w: Grid, curves: Mapping[str, Grid], w_0: float, n: 
     axes.set_xlim(w[0], w[-1])
     axes.set_xlabel("angular frequency $\\omega$ (rad per unit of the layer's time)")
     axes.set_ylabel("gain $|G(i\\omega)|$, output per unit of input")
-    axes.set_title(
-        f"HiPPO-LegS of order n = {n} and its diagonal forms, $C = B^T/\\Vert B\\Vert^2$", fontsize=11
-    )
+    axes.set_title(f"HiPPO-LegS of order n = {n} and its diagonal forms, $C = B^T/\\Vert B\\Vert^2$", fontsize=11)
     axes.grid(True, which="major", color="0.9", linewidth=0.6)
     axes.legend(loc="lower left", frameon=False)
     png = io.BytesIO()

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checks, hippo
-from .diagonalization import Diagonalization
-from .perturbation import perturb_then_diagonalize
+from .perturbation import Diagonalization, perturb_then_diagonalize
 
 Complex = NDArray[np.complexfloating]
 

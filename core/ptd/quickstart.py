@@ -213,9 +213,7 @@ def optimizer(epochs: int, samples: int) -> Optimizer:
     )
 
 
-def train(
-    learner: Learner, digits: Digits, epochs: int, seed: int, report: Callable[[int, float], None]
-) -> None:
+def train(learner: Learner, digits: Digits, epochs: int, seed: int, report: Callable[[int, float], None]) -> None:
     """Run all epochs in shuffled batches of one size; report(epoch, mean loss of its batches) after each."""
     rng = np.random.default_rng(seed)
     whole = len(digits.train) // BATCH * BATCH
@@ -320,9 +318,7 @@ def _progress(console: Any, name: str, epochs: int) -> Iterator[Callable[[int, f
     columns = ("{task.description}", rich.BarColumn(), "{task.fields[status]}", rich.TimeElapsedColumn())
     with rich.Progress(*columns, console=console) as bar:
         task = bar.add_task(f"{name:7}", total=epochs, status="compiling")
-        yield lambda epoch, loss: bar.update(
-            task, completed=epoch, status=f"epoch {epoch:2}/{epochs}  loss {loss:.3f}"
-        )
+        yield lambda epoch, loss: bar.update(task, completed=epoch, status=f"epoch {epoch:2}/{epochs}  loss {loss:.3f}")
 
 
 def _print(console: Any, result: Result) -> None:
@@ -333,6 +329,4 @@ def _print(console: Any, result: Result) -> None:
     for name, s in result.scores.items():
         agreement = "all predictions agree" if s.predictions_agree else "PREDICTIONS DIFFER"
         console.print(f"{name} reloaded in numpy: largest difference {s.reload_difference:.1e}, {agreement}")
-    console.print(
-        f"|G(iw)| with the noise at w = {result.noise_frequency:.1f}: {result.figure}, {result.table}"
-    )
+    console.print(f"|G(iw)| with the noise at w = {result.noise_frequency:.1f}: {result.figure}, {result.table}")

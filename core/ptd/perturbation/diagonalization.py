@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _deviation, checks
+from .. import checks
+from . import responses
 
 Array = NDArray[Any]
 
@@ -84,7 +85,7 @@ def diagonalize(A: Array, B: Array | None, E: Array, B_E: Array | None) -> Diago
     norm_A, norm_E, norm_M = (float(np.linalg.norm(X, 2)) for X in (A, E, M))
     regular = bool(np.isfinite(V_inv).all())
     residual = float(np.linalg.norm((V * Lambda) @ V_inv - M, 2)) if regular else np.inf
-    has_bound = B is not None and B_E is B and _deviation.is_legs(A, B)
+    has_bound = B is not None and B_E is B and responses.is_legs(A, B)
     return Diagonalization(
         Lambda=Lambda,
         V=V,
@@ -147,7 +148,7 @@ def _measured(A: Array, B: Array, B_E: Array, Lambda: Array, V: Array, V_inv: Ar
     B, B_E = B.reshape(A.shape[0], -1), B_E.reshape(A.shape[0], -1)
     # a resonance of A + E is as wide as its decay rate: without these points a grid would step over it
     resonances = Lambda.imag + np.outer([-1, -0.5, 0, 0.5, 1], Lambda.real)
-    grid = _deviation.frequency_grid(A, B, Lambda_A, resonances, 300)
-    perturbed, exact = _deviation.modal_response(Lambda, V, V_inv, B_E), _deviation.response(A, B)
-    largest = _deviation.largest_difference(perturbed, exact, grid)
+    grid = responses.frequency_grid(A, B, Lambda_A, resonances, 300)
+    perturbed, exact = responses.modal_response(Lambda, V, V_inv, B_E), responses.response(A, B)
+    largest = responses.largest_difference(perturbed, exact, grid)
     return largest / float(np.linalg.norm(B, 2)) if largest else 0.0

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _cache, _deviation, checks
-from ._minimization import Problem, minimize
-from ._options import Options, inputs, matrix
+from .. import checks
+from . import responses, result_cache
 from .diagonalization import Diagonalization, diagonalize
+from .minimization import Problem, minimize
+from .options import Options, inputs, matrix
 
 Array = NDArray[Any]
 
@@ -92,13 +93,13 @@ def perturb_then_diagonalize(
     B = None if B is None else inputs(B, A.shape[0])
     if method == "closed-form":
         _check_legs(A, B)
-    name = _cache.key(ALGORITHM, A, B, options)
-    if cache and (stored := _restored(_cache.load(name))):
+    name = result_cache.key(ALGORITHM, A, B, options)
+    if cache and (stored := _restored(result_cache.load(name))):
         return stored
     found = diagonalize(A, B, *_perturbation(A, B, options))
     _check_converged(A, found, options)
     if cache:
-        _cache.store(name, {k: np.asarray(v) for k, v in vars(found).items() if v is not None})
+        result_cache.store(name, {k: np.asarray(v) for k, v in vars(found).items() if v is not None})
     return found
 
 
@@ -161,7 +162,7 @@ def _check_converged(A: Array, found: Diagonalization, options: Options) -> None
 
 
 def _check_legs(A: Array, B: Array | None) -> None:
-    if B is None or not _deviation.is_legs(A, B):
+    if B is None or not responses.is_legs(A, B):
         got = "no B" if B is None else "another pair"
         remedy = "pass hippo.legs(N), or method='optimized'"
         raise checks.fail("method 'closed-form'", "A and B of HiPPO-LegS", got, remedy)

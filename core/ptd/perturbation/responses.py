@@ -9,7 +9,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from . import hippo
+from .. import hippo
 
 Array = NDArray[Any]
 Response = Callable[[Array], Array]

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.optimize
 from numpy.typing import NDArray
 
-from . import _deviation, _eigen_gradients
+from . import eigen_gradients, responses
 
 Array = NDArray[Any]
 Samples = tuple[Array, Array]
@@ -58,24 +58,24 @@ class Problem:
         return abscissa / 2 if abscissa < 0 else None
 
     @cached_property
-    def response(self) -> _deviation.Response | None:
+    def response(self) -> responses.Response | None:
         """A's own response; None where the deviation does not count: without B, or where A is not stable."""
         if self.B is None or not self.weight or self.ceiling is None:
             return None
-        return _deviation.response(self.A, self.B)
+        return responses.response(self.A, self.B)
 
     def samples(self, x: Array | None) -> Samples | None:
         """Frequencies (K,) of the soft maximum, resonances at x included, and A's response (n, m, K)."""
         if self.B is None or self.response is None:
             return None
         resonances = np.zeros(1) if x is None else np.linalg.eigvals(self.A + self.perturbation(x)).imag
-        grid = _deviation.frequency_grid(self.A, self.B, self.Lambda_A, resonances, 120)
+        grid = responses.frequency_grid(self.A, self.B, self.Lambda_A, resonances, 120)
         return grid, self.response(grid)
 
     def perturbation(self, x: Array) -> Array:
         """E at the variables x."""
         size, F = self.unpack(x)
-        return size * _eigen_gradients.ball(F)[0]
+        return size * eigen_gradients.ball(F)[0]
 
     def unpack(self, x: Array) -> tuple[float, Array]:
         """Size and F from the real variables: log(size / self.size) first where gamma is given."""
@@ -90,7 +90,7 @@ class Problem:
     def objective(self, x: Array, looseness: float, samples: Samples | None) -> tuple[float, Array]:
         """Value and gradient at the variables x; the instability penalty has the scale looseness * size."""
         size, F = self.unpack(x)
-        direction, pullback = _eigen_gradients.ball(F)
+        direction, pullback = eigen_gradients.ball(F)
         value, G_M, kappa_slope = self._of_matrix(self.A + size * direction, size, looseness, samples)
         G_M = G_M if np.iscomplexobj(self.A) else G_M.real
         first = size * float(np.vdot(direction, G_M).real) + kappa_slope * size
@@ -100,18 +100,18 @@ class Problem:
         self, M: Array, size: float, looseness: float, samples: Samples | None
     ) -> tuple[float, Array, float]:
         Lambda, V = np.linalg.eig(M)
-        value, G_V, V_inv = _eigen_gradients.log_condition_number(V)
+        value, G_V, V_inv = eigen_gradients.log_condition_number(V)
         slope = 0.0
         if self.gamma:
             kappa, value = np.exp(value), np.logaddexp(value, np.log(self.gamma * size))
             G_V, slope = G_V * (kappa / np.exp(value)), self.gamma / np.exp(value)
         G_Lambda = np.zeros_like(Lambda)
         if self.ceiling is not None:
-            penalty, slopes = _eigen_gradients.instability(Lambda, self.ceiling, looseness * self.size)
+            penalty, slopes = eigen_gradients.instability(Lambda, self.ceiling, looseness * self.size)
             value, G_Lambda = value + PENALTY * penalty, PENALTY * slopes
-        G_M = _eigen_gradients.through_eigenvectors(Lambda, V, V_inv, G_Lambda, G_V)
+        G_M = eigen_gradients.through_eigenvectors(Lambda, V, V_inv, G_Lambda, G_V)
         if self.B is not None and samples:
-            deviation, G = _eigen_gradients.log_deviation(Lambda, V, V_inv, self.B, *samples)
+            deviation, G = eigen_gradients.log_deviation(Lambda, V, V_inv, self.B, *samples)
             value, G_M = value + self.weight * deviation, G_M + self.weight * G
         return float(value) + BARRIER * self.surplus(Lambda), G_M, float(slope)
 
