@@ -322,7 +322,8 @@ def _progress(console: Any, name: str, epochs: int) -> Iterator[Callable[[int, f
 
 
 def _print(console: Any, result: Result) -> None:
-    table = _require("rich.table").Table("model", "clean accuracy", "noisy accuracy", "seconds", "checkpoint")
+    table = _require("rich.table").Table("model", "clean accuracy", "noisy accuracy", "seconds")
+    table.add_column("checkpoint", overflow="fold")
     for name, s in result.scores.items():
         table.add_row(name, f"{s.clean:.1%}", f"{s.noisy:.1%}", f"{s.seconds:.0f}", str(s.checkpoint))
     console.print(table)
