@@ -15,6 +15,7 @@ def conformance(
     backend: Annotated[str, typer.Option(help="a registered backend, or module:object")],
     only: Annotated[list[str] | None, typer.Option(help="clause ids to run, for example L1; all by default")] = None,
     json: Annotated[Path | None, typer.Option(help="write the record of the run to this file")] = None,
+    note: Annotated[str, typer.Option(help="what was special about the run, for the report")] = "",
     jobs: Annotated[int, typer.Option(help="threads; pays where a compiler that releases the lock dominates")] = 1,
 ) -> None:
     """Hold a backend to the reference; exit status 1 if any clause fails."""
@@ -45,7 +46,7 @@ def conformance(
             return result
 
         results = list(pool.map(one, chosen))
-    made = record.of(found, results, time.perf_counter() - start)
+    made = record.of(found, results, time.perf_counter() - start, note)
     if json:
         record.write(json, made)
     report.print_table(console, [made | {"results": results}])

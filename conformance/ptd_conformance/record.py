@@ -18,8 +18,8 @@ from .outcome import Measurement, Outcome, Result
 Record = dict[str, Any]
 
 
-def of(backend: Backend, results: Iterable[Result], seconds: float) -> Record:
-    """The record of a run: what ran where, in which versions, and every result."""
+def of(backend: Backend, results: Iterable[Result], seconds: float, note: str = "") -> Record:
+    """The record of a run: what ran where, in which versions and settings, and every result."""
     return {
         "spec": SPEC_VERSION,
         "backend": backend.name,
@@ -28,6 +28,7 @@ def of(backend: Backend, results: Iterable[Result], seconds: float) -> Record:
         "versions": backend.versions(),
         "dtypes": list(backend.dtypes),
         "unsupported": dict(backend.unsupported),
+        "note": note,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seconds": round(seconds, 1),
         "results": [_row(result) for result in results],
