@@ -53,10 +53,10 @@ class JaxBackend(PortableBackend):
         return jax.jit(function)
 
     def module(self, description: Layer | SequenceModel, params: Mapping[str, NDArray], dtype: str = "float32") -> Any:
-        from .modules import build
+        from .modules import Module
 
         description.check(params)
-        return build(self, description, {name: self.asarray(value, dtype) for name, value in params.items()})
+        return Module(self, description, {name: self.asarray(value, dtype) for name, value in params.items()})
 
     def learner(self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int) -> Any:
         from .training import JaxLearner

@@ -16,21 +16,21 @@ from ptd.model import SequenceModel, is_statistic
 
 
 class Leaves(nnx.Module):
-    """Named leaves as attributes, dotted names as submodules: Lambda_re, blocks.0.layer.Lambda_re, ...
+    """Named leaves as attributes, dotted names as submodules and lists: Lambda_re, blocks[0].layer.Lambda_re, ...
 
     Trained leaves are nnx.Param, batch-norm statistics nnx.BatchStat.
     """
 
     def __init__(self, leaves: dict[str, Array]):
-        groups: dict[str, dict[str, Array]] = {}
-        for name, value in leaves.items():
-            head, _, rest = name.partition(".")
-            if rest:
-                groups.setdefault(head, {})[rest] = value
+        for head, members in _by_head(leaves).items():
+            if "" in members:
+                kind = nnx.BatchStat if is_statistic(f"norm.{head}") else nnx.Param
+                setattr(self, head, kind(members[""]))
+            elif all(name[0].isdigit() for name in members):
+                items = _by_head(members)
+                setattr(self, head, nnx.List([Leaves(items[key]) for key in sorted(items, key=int)]))
             else:
-                setattr(self, name, (nnx.BatchStat if is_statistic(f"norm.{name}") else nnx.Param)(value))
-        for head, members in groups.items():
-            setattr(self, head, Leaves(members))
+                setattr(self, head, Leaves(members))
 
 
 class Module(Leaves):
@@ -66,4 +66,10 @@ class Module(Leaves):
         return {".".join(map(str, path)): variable.get_value() for path, variable in flat}
 
 
-build = Module
+def _by_head(leaves: dict[str, Array]) -> dict[str, dict[str, Array]]:
+    """The leaves grouped by the part of their name before the first dot, keyed by the rest."""
+    groups: dict[str, dict[str, Array]] = {}
+    for name, value in leaves.items():
+        head, _, rest = name.partition(".")
+        groups.setdefault(head, {})[rest] = value
+    return groups

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checks
+from .contract import Backend
 from .layers import Layer
 from .model import SequenceModel
 from .portable import PortableBackend
@@ -63,4 +64,4 @@ class ReferenceBackend(PortableBackend):
         return Module(self, description, {name: np.asarray(value, dtype) for name, value in params.items()})
 
 
-backend = ReferenceBackend()
+backend: Backend = ReferenceBackend()

@@ -1,0 +1,84 @@
+"""The jax backend as JAX users meet it: transformations of the pure functions, NNX modules, optax."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import ptd
+from ptd_jax import backend as be
+from ptd_jax.kernels import _associative, _loop
+
+LAYER = ptd.S5(4, 8)
+U = np.random.default_rng(0).standard_normal((3, 9, 4)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def params():
+    drawn = ptd.initialize(LAYER, np.random.default_rng(0), init="legs")
+    return {name: be.asarray(value, "float32") for name, value in drawn.items()}
+
+
+@pytest.fixture(scope="module")
+def y(params):
+    return be.apply(LAYER, params, U)
+
+
+def test_vmap_over_the_batch_equals_the_batch(params, y):
+    np.testing.assert_allclose(jax.vmap(lambda u: be.apply(LAYER, params, u))(U), y, rtol=0, atol=1e-6)
+
+
+def test_jvp_of_the_linear_layer_along_its_input_is_its_output(params, y):
+    _, tangent = jax.jvp(lambda u: be.apply(LAYER, params, u), (U,), (U,))
+    np.testing.assert_allclose(tangent, y, rtol=0, atol=1e-6)
+
+
+def test_step_runs_inside_lax_scan(params, y):
+    def body(state, u_k):
+        y_k, state = be.step(LAYER, params, u_k, state)
+        return state, y_k
+
+    _, stepped = jax.lax.scan(body, jnp.zeros(LAYER.state_shape((3,))), jnp.moveaxis(U, 1, 0))
+    np.testing.assert_allclose(jnp.moveaxis(stepped, 0, 1), y, rtol=0, atol=1e-6)
+
+
+def test_remat_gives_the_same_gradient(params):
+    def loss(params):
+        return jnp.mean(be.apply(LAYER, params, U) ** 2)
+
+    plain, rematerialised = jax.grad(loss)(params), jax.grad(jax.checkpoint(loss))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain, rematerialised)
+
+
+def test_two_forms_of_the_scan_agree():
+    rng = np.random.default_rng(1)
+    a, b, x0 = (rng.standard_normal((*shape, 2)) @ np.array([0.6, 0.6j]) for shape in ((5,), (2, 33, 5), (2, 5)))
+    a, b, x0 = (jnp.asarray(value.astype(np.complex64)) for value in (a / abs(a), b, x0))
+    np.testing.assert_allclose(_associative(a, b, x0), _loop(a, b, x0), rtol=0, atol=1e-4)
+
+
+def test_nnx_optimizer_lowers_the_loss_of_a_layer():
+    layer = be.S5(4, 8, init="legs")
+    optimizer = nnx.Optimizer(layer, optax.adam(1e-2), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(layer, optimizer):
+        loss, gradient = nnx.value_and_grad(lambda layer: jnp.mean(layer(U) ** 2))(layer)
+        optimizer.update(layer, gradient)
+        return loss
+
+    losses = [float(step(layer, optimizer)) for _ in range(20)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_model_module_nests_its_leaves_by_name():
+    model = ptd.SequenceModel(ptd.S4D(8, 4), 2, 1, 3, norm="batch")
+    leaves = model.initialize(np.random.default_rng(0), init="legs")
+    module = be.module(model, leaves)
+    assert module.leaves().keys() == leaves.keys()
+    assert isinstance(module.blocks[1].layer.Lambda_re, nnx.Param)
+    assert isinstance(module.blocks[1].norm.mean, nnx.BatchStat)
