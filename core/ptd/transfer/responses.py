@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import expm, schur
 
-from .. import checks
+from . import arguments
 
 Array = NDArray[Any]
-DISCRETIZATIONS = ("zoh", "bilinear")
 
 
 def diagonal_response(
@@ -57,7 +56,8 @@ def diagonal_response(
     >>> diagonal_response([-1.0], [1.0], [2.0], [0.0, 1.0]).round(3).tolist()
     [(2+0j), (1-1j)]
     """
-    Lambda, B, C, omega = _arguments("Lambda", Lambda, B, C, omega)
+    Lambda, omega = arguments.modes("Lambda", Lambda), arguments.frequencies(omega)
+    B, C = arguments.columns("B", B, len(Lambda)), arguments.rows("C", C, len(Lambda))
     if conj_sym:  # real input and output: G(i omega) = G_half(i omega) + conj(G_half(-i omega))
         plus, minus = (
             diagonal_response(Lambda, B, C, w, step=step, discretization=discretization)
@@ -101,10 +101,10 @@ def dplr_response(
     >>> dplr_response([0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0]).round(3).tolist()
     [(0.5-0.5j)]
     """
-    Lambda, B, C, omega = _arguments("Lambda", Lambda, B, C, omega)
-    P = _matrix("P", P, len(Lambda), 0)
-    P = P.reshape(len(Lambda), -1)
-    if step is not None and checked_discretization(discretization) == "zoh":
+    Lambda, omega = arguments.modes("Lambda", Lambda), arguments.frequencies(omega)
+    B, C = arguments.columns("B", B, len(Lambda)), arguments.rows("C", C, len(Lambda))
+    P = _columns(arguments.columns("P", P, len(Lambda)))
+    if step is not None and arguments.discretization(discretization) == "zoh":
         return dense_response(np.diag(Lambda) - P @ P.conj().T, B, C, omega, step=step)
     a, b, gain = pencil(omega, step)
     D = 1 / (a[..., None] - b[..., None] * Lambda)
@@ -148,26 +148,27 @@ def dense_response(
     >>> dense_response([[0.0, 1.0], [0.0, 0.0]], [0.0, 1.0], [1.0, 0.0], [2.0]).real.round(3).tolist()
     [-0.25]
     """
-    A, B, C, omega = _arguments("A", A, B, C, omega)
-    if step is not None and checked_discretization(discretization) == "zoh":
-        A, B = _dense_zoh(A, B, positive_step(step))
+    A, omega = arguments.square("A", A), arguments.frequencies(omega)
+    B, C = arguments.columns("B", B, len(A)), arguments.rows("C", C, len(A))
+    if step is not None and arguments.discretization(discretization) == "zoh":
+        A, B = _dense_zoh(A, B, arguments.one_step(step))
         z = np.exp(1j * omega)
         a, b, gain = np.ones_like(z), 1 / z, np.ones_like(z)
     else:
         a, b, gain = pencil(omega, step)
-    full = shifted_solve_response(A, _columns(B), _rows(C), a.ravel(), b.ravel())
+    T, Q = schur(A, output="complex")
+    full = triangular_response(T, Q.conj().T @ _columns(B), _rows(C) @ Q, a.ravel(), b.ravel())
     return _like((full * gain.ravel()[:, None, None]).reshape(*omega.shape, *full.shape[1:]), B, C)
 
 
-def shifted_solve_response(A: Array, B: Array, C: Array, a: Array, b: Array) -> Array:
-    """C (a I - b A)^{-1} B for 1-d arrays a and b of shifts: shape (len(a), p, m), B (N, m) and C (p, N)."""
-    T, Q = schur(A, output="complex")
-    F, N = Q.conj().T @ B, len(A)
+def triangular_response(T: Array, B: Array, C: Array, a: Array, b: Array) -> Array:
+    """C (a I - b T)^{-1} B for upper triangular T, B (N, m), C (p, N), 1-d a and b: shape (len(a), p, m)."""
+    N = len(T)
     X = np.empty((N, len(a), B.shape[1]), dtype=complex)
     for i in reversed(range(N)):  # back substitution, all shifts at once
         tail = np.tensordot(T[i, i + 1 :], X[i + 1 :], 1)
-        X[i] = (F[i] + b[:, None] * tail) / (a - b * T[i, i])[:, None]
-    return np.moveaxis(np.tensordot(C @ Q, X, 1), 0, 1)
+        X[i] = (B[i] + b[:, None] * tail) / (a - b * T[i, i])[:, None]
+    return np.moveaxis(np.tensordot(C, X, 1), 0, 1)
 
 
 def pencil(omega: Array, step: float | None) -> tuple[Array, Array, Array]:
@@ -177,31 +178,14 @@ def pencil(omega: Array, step: float | None) -> tuple[Array, Array, Array]:
     """
     if step is None:
         return 1j * omega, np.ones_like(omega), np.ones_like(omega)
-    h, delay = positive_step(step), np.exp(-1j * omega)
+    h, delay = arguments.one_step(step), np.exp(-1j * omega)
     return 1 - delay, (1 + delay) * (h / 2), np.full(omega.shape, h)
-
-
-def checked_discretization(discretization: str) -> str:
-    """The discretization, or an error that lists the known ones."""
-    checks.choice("discretization", discretization, DISCRETIZATIONS)
-    return discretization
-
-
-def positive_step(step: Any) -> float:
-    """One positive finite step as a float."""
-    if np.ndim(step) or not np.isfinite(step) or step <= 0:
-        raise checks.fail("step", "one positive finite number", repr(step), "None means continuous time")
-    return float(step)
 
 
 def discretized_modes(Lambda: Array, step: ArrayLike, discretization: str) -> tuple[Array, Array]:
     """Lambda_bar (P,) and the factor B_bar / B (P,) of diagonal modes, for a scalar step or one per mode."""
-    h = np.asarray(step, dtype=float)
-    if h.ndim:
-        checks.shape("step", h, Lambda.shape, "(P,) from Lambda, or one number")
-    if not np.all(np.isfinite(h)) or np.any(h <= 0):
-        raise checks.fail("step", "positive finite numbers", h.min(), "None means continuous time")
-    if checked_discretization(discretization) == "bilinear":
+    h = arguments.steps(step, len(Lambda))
+    if arguments.discretization(discretization) == "bilinear":
         return (1 + h * Lambda / 2) / (1 - h * Lambda / 2), h / (1 - h * Lambda / 2)
     moving = Lambda != 0
     safe = np.where(moving, Lambda, 1)  # the factor tends to the step itself as Lambda -> 0
@@ -241,40 +225,3 @@ def _columns(B: Array) -> Array:
 
 def _rows(C: Array) -> Array:
     return C if C.ndim == 2 else C[None, :]
-
-
-def _arguments(
-    name: str, A: ArrayLike, B: ArrayLike, C: ArrayLike, omega: ArrayLike
-) -> tuple[Array, Array, Array, Array]:
-    A = square("A", A) if name == "A" else _vector(name, A)
-    omega = np.asarray(omega)
-    if np.iscomplexobj(omega):
-        raise checks.fail("omega", "real frequencies", omega.dtype, "the factor i is applied inside")
-    checks.finite("omega", omega)
-    return A, _matrix("B", B, len(A), 0), _matrix("C", C, len(A), -1), omega.astype(float)
-
-
-def square(name: str, A: ArrayLike) -> Array:
-    """A square finite matrix as an inexact array."""
-    A = np.asarray(A)
-    if A.ndim != 2 or A.shape[0] != A.shape[1] or not A.size:
-        raise checks.fail(name, "a square matrix (N, N)", f"shape {A.shape}")
-    checks.finite(name, A)
-    return A if np.iscomplexobj(A) else A.astype(float)
-
-
-def _vector(name: str, Lambda: ArrayLike) -> Array:
-    Lambda = np.asarray(Lambda)
-    if Lambda.ndim != 1 or not Lambda.size:
-        raise checks.fail(name, "modes (P,)", f"shape {Lambda.shape}")
-    checks.finite(name, Lambda)
-    return Lambda if np.iscomplexobj(Lambda) else Lambda.astype(float)
-
-
-def _matrix(name: str, array: ArrayLike, N: int, axis: int) -> Array:
-    array = np.asarray(array)
-    if array.ndim not in (1, 2) or array.shape[axis] != N:
-        layout = f"(N,) or (N, columns) with N={N}" if axis == 0 else f"(N,) or (rows, N) with N={N}"
-        raise checks.fail(name, f"shape {layout}", array.shape)
-    checks.finite(name, array)
-    return array if np.iscomplexobj(array) else array.astype(float)
