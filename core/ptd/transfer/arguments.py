@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import checks
 
 Array = NDArray[Any]
-DISCRETIZATIONS = ("zoh", "bilinear")
+_LEAST = float(np.nextafter(0, 1))
 
 
 def square(name: str, A: ArrayLike) -> Array:
@@ -49,34 +49,39 @@ def frequencies(omega: ArrayLike) -> Array:
     """Real finite frequencies, float64, any shape."""
     omega = _inexact("omega", omega)
     if np.iscomplexobj(omega):
-        raise checks.fail("omega", "real frequencies", omega.dtype, "the factor i is applied inside")
+        raise checks.fail("omega", "real frequencies", f"dtype {omega.dtype}", "the factor i is applied inside")
     return omega
 
 
-def discretization(name: str) -> str:
-    """The discretization, or an error that lists the known ones."""
-    checks.choice("discretization", name, DISCRETIZATIONS)
-    return name
+def points(s: ArrayLike) -> Array:
+    """Finite complex points, any shape."""
+    return _inexact("s", s).astype(complex)
+
+
+def fraction(name: str, value: Any, remedy: str = "") -> None:
+    """Raise unless value is a number strictly between 0 and 1."""
+    checks.number(name, value, _LEAST, 1, "a number in (0, 1)" + (f" ({remedy})" if remedy else ""))
 
 
 def one_step(step: Any) -> float:
     """One positive finite step as a float."""
-    if np.ndim(step) or not np.isfinite(step) or step <= 0:
-        raise checks.fail("step", "one positive finite number", repr(step), "None means continuous time")
+    checks.number("step", step, _LEAST, np.inf, "one positive finite number, or None for continuous time")
     return float(step)
 
 
 def steps(step: ArrayLike, P: int) -> Array:
     """One positive finite step, or one per mode (P,)."""
-    step = np.asarray(step, dtype=float)
+    step = _inexact("step", step)
     if step.ndim:
         checks.shape("step", step, (P,), "(P,) from Lambda, or one number")
-    if not np.all(np.isfinite(step)) or np.any(step <= 0):
-        raise checks.fail("step", "positive finite numbers", step.min(), "None means continuous time")
+    checks.positive("step", step)
     return step
 
 
 def _inexact(name: str, array: ArrayLike) -> Array:
     array = np.asarray(array)
-    checks.finite(name, array)
-    return array.astype(np.result_type(array, np.float64), copy=False)
+    if array.dtype.kind not in "biufc":
+        raise checks.fail(name, "numbers", f"dtype {array.dtype}")
+    if not np.isfinite(array).all():
+        raise checks.fail(name, "finite values", array[~np.isfinite(array)][0])
+    return array.astype(complex if array.dtype.kind == "c" else float, copy=False)

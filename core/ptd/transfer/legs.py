@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import checks
+from . import arguments
 
 Array = NDArray[Any]
 
@@ -39,12 +40,12 @@ def legs_r(n: int, s: ArrayLike) -> Array:
         Complex array of the shape of s.
 
     Raises:
-        ValueError: n is not a positive integer, or s is not finite.
+        ValueError: n is not a positive integer, or s is not finite or a pole.
 
     >>> legs_r(2, [1j, 2j]).round(3).tolist()
     [(-0.4+0.2j), (-0.1+0.7j)]
     """
-    s = _points(n, s)
+    s = _regular_points(n, s)
     axis = (s.real == 0) & (s.imag != 0)
     r = np.ones(s.shape, dtype=complex)
     r[axis] = _r_on_axis(n, s.imag[axis])
@@ -64,12 +65,12 @@ def legs_states(n: int, s: ArrayLike) -> Array:
         Complex array of shape s.shape + (n,).
 
     Raises:
-        ValueError: n is not a positive integer, or s is not finite.
+        ValueError: n is not a positive integer, or s is not finite or a pole.
 
     >>> legs_states(2, 1.0).round(3).tolist()
     [(0.5+0j), (0.289+0j)]
     """
-    s = _points(n, s)[..., None]
+    s = _regular_points(n, s)[..., None]
     i = np.arange(n)
     factors = np.concatenate([np.ones_like(s), (s - i[:-1]) / (s + i[:-1] + 1)], axis=-1)
     return np.sqrt(2 * i + 1) / (s + i + 1) * np.cumprod(factors, axis=-1)
@@ -89,13 +90,15 @@ def legs_spikes(n: int, count: int | None = None) -> Spikes:
         omega (count,) in rad per unit time and gain (count,), float64.
 
     Raises:
-        ValueError: n or count is not a positive integer, or count exceeds n // 2.
+        ValueError: n is not an integer >= 2, or count not one in 1 ... n // 2.
 
     >>> omega, gain = legs_spikes(16, 1)
     >>> omega.round(3).tolist(), gain.round(1).tolist()
     ([80.966], [52.7])
     """
     checks.positive_integer("n", n)
+    if n < 2:
+        raise checks.fail("n", "an integer >= 2", n, "order 1 has no spike")
     count = n // 2 if count is None else count
     checks.positive_integer("count", count)
     if count > n // 2:
@@ -121,31 +124,32 @@ def closed_form_bound(rho: float) -> float:
     >>> closed_form_bound(0.5)
     1.0
     """
-    if not 0 < rho < 1:
-        raise checks.fail("rho", "a number in (0, 1)", rho, "0 is S4 itself and 1 is S4D")
+    arguments.fraction("rho", rho, "0 is S4 itself and 1 is S4D")
     return rho / (1 - rho)
 
 
 def _eigenfrequency(n: int, k: int) -> float:
     half, target = np.arange(n) + 0.5, (2 * k + 1) * np.pi
     x = target / n**2
-    for _ in range(100):
+    change = x
+    while change > 1e-14 * x:  # rises to the root from below: a step that does not rise is rounding
         slope = (2 * half / (1 + (half * x) ** 2)).sum()
         change = (target - 2 * np.arctan(half * x).sum()) / slope
         x += change
-        if abs(change) <= 1e-15 * x:
-            break
     return 1 / x
 
 
 def _r_on_axis(n: int, w: Array) -> Array:
     j = np.arange(1, n)
-    phase = np.array([np.arctan(n / v) + 2 * np.arctan(j / v).sum() for v in np.abs(w)])
+    # arctan2: n/w would overflow at the smallest w
+    phase = np.array([np.arctan2(n, v) + 2 * np.arctan2(j, v).sum() for v in np.abs(w)])
     return np.abs(w) / np.hypot(w, n) * np.exp(1j * np.sign(w) * phase)
 
 
-def _points(n: int, s: ArrayLike) -> Array:
+def _regular_points(n: int, s: ArrayLike) -> Array:
     checks.positive_integer("n", n)
-    s = np.asarray(s, dtype=complex)
-    checks.finite("s", s)
+    s = arguments.points(s)
+    poles = s[np.isin(s, -1.0 - np.arange(n))]
+    if poles.size:
+        raise checks.fail("s", f"points other than the poles -1 ... -{n}", poles[0])
     return s

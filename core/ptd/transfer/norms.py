@@ -48,8 +48,7 @@ def resolvent_norm(A: ArrayLike, s: ArrayLike) -> Array:
     >>> resolvent_norm([[0.0, 1.0], [0.0, 0.0]], [1.0, 0.0]).round(3).tolist()
     [1.618, inf]
     """
-    A, s = arguments.square("A", A), np.asarray(s, dtype=complex)
-    checks.finite("s", s)
+    A, s = arguments.square("A", A), arguments.points(s)
     chunk = max(1, 2**21 // A.size)  # bounds the memory of the stacked matrices
     smallest = [
         np.linalg.svd(points[:, None, None] * np.eye(len(A)) - A, compute_uv=False)[:, -1]
@@ -59,9 +58,7 @@ def resolvent_norm(A: ArrayLike, s: ArrayLike) -> Array:
         return 1 / np.concatenate(smallest).reshape(s.shape)
 
 
-def hinf_norm(
-    A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = None, *, rtol: float = 1e-8
-) -> Peak:
+def hinf_norm(A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = None, *, rtol: float = 1e-8) -> Peak:
     """H-infinity norm sup_omega ||C (i omega I - A)^{-1} B + D||_2 of a stable system, and where.
 
     The gain returned is attained at the frequency returned (a lower bound), and no frequency gains more than
@@ -89,11 +86,9 @@ def hinf_norm(
     A = arguments.square("A", A)
     B = arguments.columns("B", B, len(A)).reshape(len(A), -1)
     C = arguments.rows("C", C, len(A)).reshape(-1, len(A))
-    D = np.zeros((len(C), B.shape[1])) if D is None else np.asarray(D)
+    D = arguments.rows("D", np.zeros((len(C), B.shape[1])) if D is None else D, B.shape[1])
     checks.shape("D", D, (len(C), B.shape[1]), "(p, m) from C and B")
-    checks.finite("D", D)
-    if not 1e-12 <= rtol < 1:
-        raise checks.fail("rtol", "a number in [1e-12, 1)", rtol)
+    checks.number("rtol", rtol, 1e-12, 1, "a number in [1e-12, 1)")
     return _level_sets(A, B, C, D, rtol)
 
 
@@ -156,15 +151,15 @@ def worst_fourier_mode(
     Args:
         Lambda: modes (P,), Re Lambda < 0, in rad per unit time.
         B: input column (P,) or matrix (P, m).
-        C: output row (P,) or matrix (p, P), not conjugated; None for the norm of the state itself (pass V for
-            the state in the basis before diagonalisation).
+        C: output row (P,) or matrix (p, P), not conjugated; None for the norm of the modal state, all 2 P modes
+            of it with conj_sym (pass V for the state in the basis before diagonalisation).
         step: time per sample, positive: one number or one per mode (P,).
         discretization: "zoh" or "bilinear".
         conj_sym: the P modes stand for themselves and their conjugates (B and C likewise).
         rtol: relative tolerance, as in `hinf_norm`.
 
     Returns:
-        Peak(gain, omega), omega in rad per sample, in (-pi, pi].
+        Peak(gain, omega), omega in rad per sample, in (-pi, pi]; nonnegative with conj_sym.
 
     Raises:
         ValueError: shapes disagree, a value is not finite, a mode is not stable, a step is not positive.
@@ -176,13 +171,14 @@ def worst_fourier_mode(
     Lambda = arguments.modes("Lambda", Lambda)
     _check_stable("diag(Lambda)", Lambda)
     B = arguments.columns("B", B, len(Lambda)).reshape(len(Lambda), -1)
-    C = np.eye(len(Lambda)) if C is None else arguments.rows("C", C, len(Lambda)).reshape(-1, len(Lambda))
+    C = None if C is None else arguments.rows("C", C, len(Lambda)).reshape(-1, len(Lambda))
     Lambda_bar, factor = discretized_modes(Lambda, step, discretization)
     B = factor[:, None] * B
     if conj_sym:
         Lambda_bar, B = np.concatenate([Lambda_bar, Lambda_bar.conj()]), np.concatenate([B, B.conj()])
-        C = np.concatenate([C, C.conj()], axis=1)
-    return _largest_on_circle(Lambda_bar, B, C, rtol)
+        C = None if C is None else np.concatenate([C, C.conj()], axis=1)
+    gain, theta = _largest_on_circle(Lambda_bar, B, np.eye(len(Lambda_bar)) if C is None else C, rtol)
+    return Peak(gain, abs(theta) if conj_sym else theta)  # a real system gains the same at -theta
 
 
 def _largest_on_circle(Lambda_bar: Array, B: Array, C: Array, rtol: float) -> Peak:

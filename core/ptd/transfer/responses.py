@@ -18,9 +18,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import expm, schur
 
+from .. import checks
+from ..discretization import bilinear, zoh
 from . import arguments
 
 Array = NDArray[Any]
+RULES = {"zoh": zoh, "bilinear": bilinear}
 
 
 def diagonal_response(
@@ -51,7 +54,8 @@ def diagonal_response(
         Complex array of shape omega.shape, then (p,) if C is a matrix, then (m,) if B is a matrix.
 
     Raises:
-        ValueError: shapes disagree, a value is not finite, a step is not positive, an unknown discretization.
+        ValueError: shapes disagree, a value is not finite, a step is not positive, an unknown discretization,
+            a mode on the frequency axis at one of omega.
 
     >>> diagonal_response([-1.0], [1.0], [2.0], [0.0, 1.0]).round(3).tolist()
     [(2+0j), (1-1j)]
@@ -60,12 +64,11 @@ def diagonal_response(
     B, C = arguments.columns("B", B, len(Lambda)), arguments.rows("C", C, len(Lambda))
     if conj_sym:  # real input and output: G(i omega) = G_half(i omega) + conj(G_half(-i omega))
         plus, minus = (
-            diagonal_response(Lambda, B, C, w, step=step, discretization=discretization)
-            for w in (omega, -omega)
+            diagonal_response(Lambda, B, C, w, step=step, discretization=discretization) for w in (omega, -omega)
         )
         return plus + minus.conj()
     a, b, gain = _diagonal_pencil(Lambda, omega[..., None], step, discretization)
-    return _contract(gain / (a - b), B, C)
+    return _contract(gain * _reciprocal(a - b), B, C)
 
 
 def dplr_response(
@@ -84,7 +87,7 @@ def dplr_response(
     frequency. Zero-order hold has no such form: there the dense matrix is built, O(N^3) once.
 
     Args:
-        Lambda: normal part's eigenvalues (N,), complex.
+        Lambda: normal part's eigenvalues (N,), complex; none may equal i omega (`dense_response` can do that).
         P: low-rank factor, column (N,) or matrix (N, r).
         B: input column (N,) or matrix (N, m), in the same basis.
         C: output row (N,) or matrix (p, N); used as it is, not conjugated.
@@ -96,7 +99,8 @@ def dplr_response(
         Complex array of shape omega.shape, then (p,) if C is a matrix, then (m,) if B is a matrix.
 
     Raises:
-        ValueError: shapes disagree, a value is not finite, a step is not positive, an unknown discretization.
+        ValueError: shapes disagree, a value is not finite, a step is not positive, an unknown discretization,
+            a mode on the frequency axis at one of omega.
 
     >>> dplr_response([0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0]).round(3).tolist()
     [(0.5-0.5j)]
@@ -104,10 +108,10 @@ def dplr_response(
     Lambda, omega = arguments.modes("Lambda", Lambda), arguments.frequencies(omega)
     B, C = arguments.columns("B", B, len(Lambda)), arguments.rows("C", C, len(Lambda))
     P = _columns(arguments.columns("P", P, len(Lambda)))
-    if step is not None and arguments.discretization(discretization) == "zoh":
+    if _is_zoh(step, discretization):
         return dense_response(np.diag(Lambda) - P @ P.conj().T, B, C, omega, step=step)
     a, b, gain = pencil(omega, step)
-    D = 1 / (a[..., None] - b[..., None] * Lambda)
+    D = _reciprocal(a[..., None] - b[..., None] * Lambda)
     PDP = np.einsum("kr,...k,kq->...rq", P.conj(), D, P)
     inner = np.eye(P.shape[1]) + b[..., None, None] * PDP
     B2, C2 = _columns(B), _rows(C)
@@ -143,14 +147,15 @@ def dense_response(
         Complex array of shape omega.shape, then (p,) if C is a matrix, then (m,) if B is a matrix.
 
     Raises:
-        ValueError: shapes disagree, a value is not finite, a step is not positive, an unknown discretization.
+        ValueError: shapes disagree, a value is not finite, a step is not positive, an unknown discretization,
+            a mode on the frequency axis at one of omega.
 
     >>> dense_response([[0.0, 1.0], [0.0, 0.0]], [0.0, 1.0], [1.0, 0.0], [2.0]).real.round(3).tolist()
     [-0.25]
     """
     A, omega = arguments.square("A", A), arguments.frequencies(omega)
     B, C = arguments.columns("B", B, len(A)), arguments.rows("C", C, len(A))
-    if step is not None and arguments.discretization(discretization) == "zoh":
+    if _is_zoh(step, discretization):
         A, B = _dense_zoh(A, B, arguments.one_step(step))
         z = np.exp(1j * omega)
         a, b, gain = np.ones_like(z), 1 / z, np.ones_like(z)
@@ -167,7 +172,7 @@ def triangular_response(T: Array, B: Array, C: Array, a: Array, b: Array) -> Arr
     X = np.empty((N, len(a), B.shape[1]), dtype=complex)
     for i in reversed(range(N)):  # back substitution, all shifts at once
         tail = np.tensordot(T[i, i + 1 :], X[i + 1 :], 1)
-        X[i] = (B[i] + b[:, None] * tail) / (a - b * T[i, i])[:, None]
+        X[i] = (B[i] + b[:, None] * tail) * _reciprocal(a - b * T[i, i])[:, None]
     return np.moveaxis(np.tensordot(C, X, 1), 0, 1)
 
 
@@ -184,12 +189,20 @@ def pencil(omega: Array, step: float | None) -> tuple[Array, Array, Array]:
 
 def discretized_modes(Lambda: Array, step: ArrayLike, discretization: str) -> tuple[Array, Array]:
     """Lambda_bar (P,) and the factor B_bar / B (P,) of diagonal modes, for a scalar step or one per mode."""
-    h = arguments.steps(step, len(Lambda))
-    if arguments.discretization(discretization) == "bilinear":
-        return (1 + h * Lambda / 2) / (1 - h * Lambda / 2), h / (1 - h * Lambda / 2)
-    moving = Lambda != 0
-    safe = np.where(moving, Lambda, 1)  # the factor tends to the step itself as Lambda -> 0
-    return np.exp(h * Lambda), np.where(moving, np.expm1(h * safe) / safe, h)
+    checks.choice("discretization", discretization, RULES)
+    return RULES[discretization](Lambda.astype(complex), arguments.steps(step, len(Lambda)))
+
+
+def _is_zoh(step: Any, discretization: str) -> bool:
+    if step is not None:
+        checks.choice("discretization", discretization, RULES)
+    return step is not None and discretization == "zoh"
+
+
+def _reciprocal(distance: Array) -> Array:
+    if not distance.all():
+        raise checks.fail("omega", "frequencies off the poles", "one that equals a mode's", "move it aside")
+    return 1 / distance
 
 
 def _diagonal_pencil(
