@@ -8,7 +8,7 @@ import dense
 import numpy as np
 import pytest
 
-from ptd import hippo, modes, transfer
+from ptd import S4, hippo, modes, transfer
 
 N = 6
 SAMPLINGS = [(None, "zoh"), (0.2, "zoh"), (0.2, "bilinear")]
@@ -82,6 +82,19 @@ def test_half_of_the_modes_stand_for_all_of_them(step, rule):
     ours = transfer.diagonal_response(LAMBDA, B, C, OMEGA, step=step, discretization=rule, conj_sym=True)
     full = transfer.diagonal_response(*both, OMEGA, step=step, discretization=rule)
     np.testing.assert_allclose(ours, full, rtol=0, atol=1e-13)
+
+
+def test_response_of_an_s4_layers_leaves_is_the_dense_one():
+    layer = S4(1, 8)
+    leaves = dense.parameters(layer)
+    system, step = dense.system(layer, leaves), np.exp(leaves["log_step"][0])
+    Lambda, B, C, P = (
+        np.reshape(leaves[x + "_re"] + 1j * leaves[x + "_im"], shape)
+        for x, shape in (("Lambda", 4), ("B", 4), ("C", 4), ("P", (4, 1)))
+    )
+    ours = transfer.dplr_response(Lambda, P, B, C, OMEGA, step=step, discretization="bilinear", conj_sym=True)
+    sums = summed(system.A, system.B, system.C, OMEGA, step, "bilinear")[:, 0, 0]
+    np.testing.assert_allclose(ours, sums, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("column", [B, B[:, 0]], ids=["matrix B", "column B"])

@@ -16,7 +16,7 @@ from scipy.linalg import schur
 
 from .. import checks
 from . import arguments
-from .responses import discretized_modes, triangular_response
+from .responses import both_halves, discretized_modes, triangular_response
 
 Array = NDArray[Any]
 LEVELS = 60  # quadratic convergence takes 3 to 8
@@ -146,7 +146,8 @@ def worst_fourier_mode(
     """Input frequency that a discretised diagonal layer amplifies most, and its gain, as sure as `hinf_norm`.
 
     The unit circle is mapped to the imaginary axis by s = (z - z0)/(z + z0), with z0 the best of the modes'
-    own angles, so that z = -z0, where the map is singular, is far from the peak.
+    own angles, so that z = -z0, where the map is singular, is far from the peak. Rounding of Lambda_bar itself
+    costs a relative 1e-16/(step |Re Lambda|) of the gain: slower modes than 1e-8 per sample fall short of rtol.
 
     Args:
         Lambda: modes (P,), Re Lambda < 0, in rad per unit time.
@@ -175,8 +176,8 @@ def worst_fourier_mode(
     Lambda_bar, factor = discretized_modes(Lambda, step, discretization)
     B = factor[:, None] * B
     if conj_sym:
-        Lambda_bar, B = np.concatenate([Lambda_bar, Lambda_bar.conj()]), np.concatenate([B, B.conj()])
-        C = None if C is None else np.concatenate([C, C.conj()], axis=1)
+        Lambda_bar, B = both_halves(Lambda_bar, 0), both_halves(B, 0)
+        C = None if C is None else both_halves(C, 1)
     gain, theta = _largest_on_circle(Lambda_bar, B, np.eye(len(Lambda_bar)) if C is None else C, rtol)
     return Peak(gain, abs(theta) if conj_sym else theta)  # a real system gains the same at -theta
 

@@ -80,6 +80,7 @@ def dplr_response(
     *,
     step: float | None = None,
     discretization: str = "zoh",
+    conj_sym: bool = False,
 ) -> Array:
     """Frequency response of A = diag(Lambda) - P P^* (S4 sec. 3, appendix C.3), by the Woodbury identity.
 
@@ -94,6 +95,7 @@ def dplr_response(
         omega: real frequencies, any shape: rad per unit time, or with a step theta in rad per sample.
         step: None for continuous time, else time per sample, one positive number.
         discretization: "zoh" or "bilinear"; read only with a step.
+        conj_sym: the N modes stand for themselves and their conjugates (P, B and C likewise; P^* sums over both).
 
     Returns:
         Complex array of shape omega.shape, then (p,) if C is a matrix, then (m,) if B is a matrix.
@@ -108,6 +110,9 @@ def dplr_response(
     Lambda, omega = arguments.modes("Lambda", Lambda), arguments.frequencies(omega)
     B, C = arguments.columns("B", B, len(Lambda)), arguments.rows("C", C, len(Lambda))
     P = _columns(arguments.columns("P", P, len(Lambda)))
+    if conj_sym:
+        Lambda, P, B = (both_halves(x, 0) for x in (Lambda, P, B))
+        C = both_halves(C, -1)
     if _is_zoh(step, discretization):
         return dense_response(np.diag(Lambda) - P @ P.conj().T, B, C, omega, step=step)
     a, b, gain = pencil(omega, step)
@@ -185,6 +190,11 @@ def pencil(omega: Array, step: float | None) -> tuple[Array, Array, Array]:
         return 1j * omega, np.ones_like(omega), np.ones_like(omega)
     h, delay = arguments.one_step(step), np.exp(-1j * omega)
     return 1 - delay, (1 + delay) * (h / 2), np.full(omega.shape, h)
+
+
+def both_halves(x: Array, axis: int) -> Array:
+    """x with its conjugates after it."""
+    return np.concatenate([x, x.conj()], axis=axis)
 
 
 def discretized_modes(Lambda: Array, step: ArrayLike, discretization: str) -> tuple[Array, Array]:
