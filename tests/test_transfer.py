@@ -124,6 +124,12 @@ def test_response_of_hippo_does_not_suffer_from_its_eigenvectors():
     assert (error <= 1e-12 * np.linalg.norm(ours, axis=1)).all()
 
 
+def test_a_defective_matrix_is_as_good_as_any():
+    A = -np.eye(8) + np.eye(8, k=1)
+    response = transfer.dense_response(A, np.eye(8)[7], np.eye(8)[0], [0.0, 2.0])
+    np.testing.assert_allclose(response, (1 / (1 + np.array([0, 2j]))) ** 8, rtol=1e-14)
+
+
 # --- exact formulas of LegS
 
 
@@ -131,6 +137,10 @@ def test_response_of_hippo_does_not_suffer_from_its_eigenvectors():
 def test_modulus_of_r_on_the_imaginary_axis_is_w_over_hypot_w_n(n):
     w = np.array([-3e4, -1.0, 1e-300, 0.1, 20.0, 1e7])
     np.testing.assert_allclose(np.abs(transfer.legs_r(n, 1j * w)), np.abs(w) / np.hypot(w, n), rtol=1e-14)
+
+
+def test_r_at_the_smallest_frequency_vanishes_without_overflow():
+    assert abs(transfer.legs_r(1024, 5e-324j)) == 0
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 32])
@@ -379,9 +389,3 @@ BAD = {
 def test_bad_input_is_named_in_one_line(message):
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         BAD[message]()
-
-
-def test_a_defective_matrix_is_as_good_as_any():
-    A = -np.eye(8) + np.eye(8, k=1)
-    response = transfer.dense_response(A, np.eye(8)[7], np.eye(8)[0], [0.0, 2.0])
-    np.testing.assert_allclose(response, (1 / (1 + np.array([0, 2j]))) ** 8, rtol=1e-14)
