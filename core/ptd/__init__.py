@@ -8,7 +8,7 @@
 (7, 2)
 """
 
-from . import discretization, hippo, modes
+from . import discretization, hippo, modes, transfer
 from .initialization import initialize
 from .layers import DSS, S4, S4D, S5, Layer
 from .model import SequenceModel
@@ -41,5 +41,6 @@ __all__ = [
     "pack",
     "perturb_then_diagonalize",
     "save",
+    "transfer",
     "unpack",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from . import hippo, modes
+from . import hippo, modes, transfer
 from .modes import Modes
 from .parameters import replace_file
 
@@ -37,25 +37,17 @@ def frequencies(n: int) -> Grid:
 def gains(n: int, inits: Mapping[str, str], w: Grid) -> dict[str, Grid]:
     """|G(iw)| at frequencies w (K,), for S4 and each diagonal initialisation, with C = B^T/||B||^2.
 
-    S4's is exact, G = C (iw I - A)^{-1} B = (1 - r_n)/n^2 with r_n(iw) = prod_{j<n} (iw - j)/(iw + j + 1);
-    S4D's is G/(1 + r_n), the closed-form PTD's G/(1 + rho r_n) (Yu et al. 2024 sec. 3).
+    S4's is exact, G = C (iw I - A)^{-1} B = (1 - r_n)/n^2; S4D's is G/(1 + r_n), the closed-form PTD's
+    G/(1 + rho r_n) (Yu et al. 2024 sec. 3; r_n is `transfer.legs_r`).
     """
-    A, B = hippo.legs(n)
+    _, B = hippo.legs(n)
     C = B / (B @ B)
-    x = np.linalg.solve(1j * w[:, None, None] * np.eye(n) - A, B[:, None])
-    exact = {"S4": np.abs((C @ x)[:, 0])}
-    return exact | {name: np.abs(response(modes.MODES[init](n), C, w)) for name, init in inits.items()}
+    exact = {"S4": np.abs(1 - transfer.legs_r(n, 1j * w)) / n**2}
+    return exact | {name: np.abs(_response(modes.MODES[init](n), C, w)) for name, init in inits.items()}
 
 
-def response(system: Modes, C: NDArray, w: Grid) -> NDArray[np.complex128]:
-    """G(iw) = sum over the stored modes and their conjugates of (C V)_p B_p/(iw - Lambda_p), (K,).
-
-    >>> abs(response(modes.ptd_closed(4, rho=1e-9), hippo.legs(4)[1], np.zeros(1))).round(6).tolist()
-    [1.0]
-    """
-    weight = (C @ system.V) * system.B_tilde
-    s = 1j * w[:, None]
-    return np.sum(weight / (s - system.Lambda) + (weight / (s.conj() - system.Lambda)).conj(), axis=1)
+def _response(system: Modes, C: NDArray, w: Grid) -> NDArray[np.complex128]:
+    return transfer.diagonal_response(system.Lambda, system.B_tilde, C @ system.V, w, conj_sym=True)
 
 
 def save_table(path: Path, w: Grid, curves: Mapping[str, Grid]) -> None:

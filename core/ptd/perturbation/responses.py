@@ -10,6 +10,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from .. import hippo
+from ..transfer import legs_states
 
 Array = NDArray[Any]
 Response = Callable[[Array], Array]
@@ -45,18 +46,8 @@ def schur_response(A: Array, B: Array) -> Response:
 
 
 def legs_response(n: int) -> Response:
-    """`response` of HiPPO-LegS of order n in closed form: no matrix, no rounding that grows with n.
-
-    ((s - A)^{-1} B)_i = sqrt(2i+1) / (s+i+1) prod_{j<i} (s-j) / (s+j+1), every factor below 1 on s = iw.
-    """
-    i = np.arange(n)[:, None]
-
-    def response(w: Array) -> Array:
-        s = 1j * w
-        factors = np.concatenate([np.ones((1, w.size)), ((s - i) / (s + i + 1))[:-1]])
-        return (np.sqrt(2 * i + 1) / (s + i + 1) * np.cumprod(factors, axis=0))[:, None, :]
-
-    return response
+    """`response` of HiPPO-LegS of order n by `legs_states`: no matrix, and every factor below 1 on s = iw."""
+    return lambda w: legs_states(n, 1j * w).T[:, None, :]
 
 
 def modal_response(Lambda: Array, V: Array, V_inv: Array, B: Array) -> Response:
