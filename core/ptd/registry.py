@@ -103,4 +103,4 @@ def _install_command(name: str, point: EntryPoint) -> str:
 
 
 def _install_hint(name: str) -> str:
-    return f"install the package that registers {name!r} under {GROUP!r}, for example: pip install ptd-{name}"
+    return f"pip install the package that registers {name!r} in the entry-point group {GROUP!r}, or pass module:object"
