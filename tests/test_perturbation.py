@@ -159,6 +159,15 @@ def test_ball_parametrisation_stays_inside_the_ball():
 # --- conjugate symmetry
 
 
+@pytest.mark.parametrize("n", [4, 9, 16, 64, 96])
+def test_paired_eigenvalues_leave_a_real_one_at_odd_orders_only(n):
+    found = solve(*hippo.legs(n), paired=True, iterations=400 if n <= 64 else 160)
+    assert np.sum(found.Lambda.imag == 0) == n % 2
+    assert found.condition_number < 8
+    assert found.deviation < 0.015
+    assert found.spectral_abscissa < 0
+
+
 def test_conjugate_pairs_of_a_real_matrix_are_exact(odd):
     pairs = np.flatnonzero(odd.Lambda.imag > 0)
     mirror = odd.Lambda.size - 1 - pairs
@@ -201,7 +210,7 @@ def test_half_of_a_complex_matrix_is_refused():
 
 ILL_POSED = {
     **{f"jordan-{n}": jordan(n) for n in (2, 3, 4, 8, 16, 32, 64)},  # nilpotent shifts
-    "jordan-stable": jordan(8, -1.5),
+    **{f"jordan-stable-{n}": jordan(n, -1.5) for n in (8, 32)},
     "grcar": grcar(32),
     "toeplitz": toeplitz(24),
     "companion": companion(12),
@@ -220,6 +229,15 @@ def test_ill_posed_matrix_gets_a_small_condition_number_within_the_size(name):
     assert found.relative_perturbation_norm <= 0.04 * (1 + 1e-12)
     assert found.backward_error < 1e-12
     assert np.isrealobj(found.E) == np.isrealobj(A)
+
+
+@pytest.mark.parametrize(("n", "eigenvalue", "ratio"), [(n, -1.0, 0.04) for n in (2, 8, 16, 64)] + [(32, -0.5, 0.45)])
+def test_stable_jordan_block_stays_stable_with_a_small_condition_number(n, eigenvalue, ratio):
+    """At -1 the pseudospectrum of 0.04 ||A|| nearly reaches the imaginary axis; at -1/2 a third of ||A|| is needed."""
+    A = jordan(n, eigenvalue)
+    found = solve(A, size=ratio * np.linalg.norm(A, 2))
+    assert found.spectral_abscissa < 0
+    assert found.condition_number < 13
 
 
 @pytest.mark.parametrize("A", [np.zeros((3, 3)), np.eye(4), np.diag([1.0, 1.0, 2.0]), np.array([[2.0]])])

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from .. import checks
 from . import responses, result_cache
 from .diagonalization import Diagonalization, diagonalize
-from .minimization import Problem, minimize
+from .minimization import Problem, minimize, pairing_start
 from .options import Options, inputs, matrix
 
 Array = NDArray[Any]
 
 # Raise whenever the numbers of any method change: it is part of every cache key.
-ALGORITHM = "6"
+ALGORITHM = "7"
 DEFAULT_FRACTION = 0.04
 DEFAULT_RHO = 0.1
 
@@ -54,7 +54,7 @@ def perturb_then_diagonalize(
     "optimized" minimises  log kappa(V) + deviation_weight * log(deviation)  over ||E||_2 <= size; where gamma
     is given (the paper's trade-off), log(kappa(V) + gamma ||E||_2) stands for log kappa(V), over all E. The
     second term counts where B is given and A is stable. A stable A keeps its stability: Re Lambda is held
-    below half of A's spectral abscissa. kappa and the deviation enter as smooth maxima with analytic
+    below half of A's spectral abscissa, or below a twentieth where half costs a large kappa. kappa and the deviation enter as smooth maxima with analytic
     gradients; L-BFGS from `restarts` random starts, the iterations shared evenly by these and by the final
     run from the best.
     "random" is a Ginibre matrix scaled to ||E||_2 = size, the control.
@@ -120,8 +120,8 @@ def _perturbation(A: Array, B: Array | None, options: Options) -> tuple[Array, A
     paired = options.paired and not np.iscomplexobj(A)
     problem = Problem(A, columns, size, options.gamma, options.deviation_weight, paired)
     if paired and columns is not None and not np.iscomplexobj(columns):
-        # the closed form's direction: from HiPPO-LegS it pairs all eigenvalues at once
-        return minimize(problem, [3 * columns @ columns.T / np.linalg.norm(columns, 2) ** 2], options.iterations), B
+        F, iterations = pairing_start(problem, columns, options.iterations)
+        return minimize(problem, [F], iterations), B
     # inside the ball: from near its boundary runs end in minima with up to thrice the deviation (n <= 32),
     # from near its centre they take longer (n = 256)
     norm = min(1.0, 0.4 * np.sqrt(n / 32))
