@@ -31,7 +31,7 @@ ROUNDS: tuple[Round, ...] = ((1 / 2, 1 / 3, False), (1 / 4, 1 / 3, True), (1 / 4
 LAST_RESORT: tuple[Round, ...] = ((1 / 4, 1 / 30, True), (1 / 4, 1 / 300, True))
 
 # Of a stable A's decay rate, what A + E keeps: half, or a tenth of that where half is dear. The pseudospectrum of a
-# Jordan block at -1 nearly reaches the imaginary axis: staying left of -1/2 costs kappa 1e8 at n = 32, of -1/20 costs 11.
+# Jordan block at -1 nearly reaches the imaginary axis: staying left of -1/2 costs kappa 7e8 at n = 32, of -1/20 10.
 MARGINS = (1 / 2, 1 / 20)
 DEAR = 30.0
 
