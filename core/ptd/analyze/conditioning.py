@@ -126,7 +126,12 @@ def ablation_draw(tables: dict[str, Table]) -> Any:
         for axes in (sizes, deviations):
             axes.axvspan(1e-2, 1, color="0.94", zorder=0)
             axes.set_xlabel(style.RELATIVE_SIZE)
-        style.note(deviations, "best accuracy in the paper:\n$10^{-2}$ ... 1", 1.15e-2, deviations.get_ylim()[0] * 1.6)
+        style.note(deviations, "best accuracy\nin the paper", 1.15e-2, deviations.get_ylim()[0] * 1.6)
+        control = rows(table, method="random")
+        stable = np.isfinite(control["deviation"])
+        if stable.any() and not stable.all():
+            x, y = (float(control[name][stable][-1]) for name in (RATIO, "deviation"))
+            style.note(deviations, "beyond:\nunstable", x, y, offset=(-7, -3), ha="right", color=style.ORANGE)
         trade.set_xlabel(r"condition number $\kappa(V)$")
         for axes in (sizes, deviations, trade):
             axes.set_title(f"n = {n}", fontsize=10)

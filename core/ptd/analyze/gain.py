@@ -16,7 +16,7 @@ from .tables import Table, distinct, rows, stack
 
 Grid = NDArray[np.float64]
 FREQUENCY, ZOOM = "w [rad per unit of time]", "w - w_0 [rad per unit of time]"
-HALF_WIDTH = 12.0  # of the zoom, in rad per unit of time; the spike is about one wide at every order
+HALF_WIDTH = 6.0  # of the zoom, in rad per unit of time; the spike is about one wide at every order
 
 
 def frequencies(n: int) -> Grid:
@@ -64,39 +64,41 @@ def headed(curves: Mapping[str, Grid]) -> dict[str, Grid]:
 def draw(tables: dict[str, Table]) -> Any:
     """One panel per order, and one with the last spikes of all orders on top of each other."""
     orders = distinct(tables[""]["n"])
-    columns = -(-(len(orders) + 1) // 2)
-    figure = style.new(4.0 * columns + 0.6, 7.0)
-    panels = figure.subplots(2, columns, squeeze=False).ravel()
-    low = min(column.min() for name, column in tables[""].items() if name.startswith("|G"))
-    for axes, n in zip(panels, orders, strict=False):
-        table = rows(tables[""], n=n)
-        for name, line in style.STYLES.items():
-            axes.loglog(table[FREQUENCY], table[f"|G(iw)| {name}"], label=name, **line)
+    columns = len(orders) // 2 + 1
+    figure = style.new(4.2 * columns, 7.0)
+    cells = figure.add_gridspec(2, columns)
+    panels = [figure.add_subplot(cells[k // columns, k % columns]) for k in range(len(orders))]
+    _, last = divmod(len(orders), columns)
+    zoom = figure.add_subplot(cells[1, last:])
+    for axes, n in zip(panels, orders, strict=True):
         w_0 = float(rows(tables["zoom"], n=n)["w_0"][0])
-        style.mark(axes, w_0)
-        style.note(axes, rf"last spike, $\omega_0$ = {w_0:.4g}", w_0, 0.75, offset=(-4, 0), ha="right")
-        axes.set_ylim(max(low, 1e-6), 1.2)
-        axes.set_title(f"order n = {n}", fontsize=10)
-        style.grid(axes)
-    _draw_zoom(panels[len(orders)], tables["zoom"], orders)
-    for spare in panels[len(orders) + 1 :]:
-        spare.axis("off")
+        _draw_order(axes, rows(tables[""], n=n), n, w_0)
+    _draw_zoom(zoom, tables["zoom"], orders)
     style.legend_above(figure, panels[0])
-    figure.supxlabel(style.FREQUENCY, fontsize=10)
     figure.supylabel(r"gain $|G(i\omega)|$, $C = B^T/\Vert B\Vert^2$ (output per unit of input)", fontsize=10)
     return figure
+
+
+def _draw_order(axes: Any, table: Table, n: int, w_0: float) -> None:
+    for name, line in style.STYLES.items():
+        axes.loglog(table[FREQUENCY], table[f"|G(iw)| {name}"], label=name, **line)
+    style.mark(axes, w_0)
+    style.note(axes, rf"last spike, $\omega_0$ = {w_0:.4g}", w_0, 1.2, offset=(-4, 0), ha="right")
+    axes.set_ylim(0.01 / n**2, 3)
+    axes.set_title(f"order n = {n}", fontsize=10)
+    axes.set_xlabel(style.FREQUENCY, fontsize=8)
+    style.grid(axes)
 
 
 def _draw_zoom(axes: Any, zoom: Table, orders: Sequence[int]) -> None:
     for k, n in enumerate(orders):
         table = rows(zoom, n=n)
+        width = {"linewidth": 1.0 + 3.0 * (1 - k / len(orders)), "alpha": 0.25 + 0.75 * (k + 1) / len(orders)}
         for name, line in style.STYLES.items():
-            fade = (
-                {} if name != "S4D" else {"alpha": 1 - 0.75 * k / len(orders), "linewidth": 2.4 - 1.4 * k / len(orders)}
-            )
-            axes.semilogy(table[ZOOM], table[f"|G(iw)| {name}"], **line | fade)
-        style.note(axes, f"n = {n}", HALF_WIDTH, float(table["|G(iw)| S4"][-1]), annotation_clip=False)
-    style.note(axes, "S4D: the same height\nat every order", 0.8, 0.3)
-    axes.set_title(r"zoom: all orders against $\omega - \omega_0$", fontsize=10)
+            axes.semilogy(table[ZOOM], table[f"|G(iw)| {name}"], **line | (width if name == "S4D" else {}))
+        style.note(axes, f"n = {n}", HALF_WIDTH, float(table["|G(iw)| S4"][-1]), va="center", annotation_clip=False)
+    style.note(axes, "S4D, every order:\nthe same height and width", 0.7, 0.25, color=style.VERMILION)
+    axes.set_title(r"zoom on the last spike, all orders: S4D has $2n^2/\pi^2$ times the gain of S4", fontsize=10)
+    axes.set_xlabel(r"$\omega - \omega_0$ (rad per unit of the layer's time)", fontsize=8)
     axes.set_xlim(-HALF_WIDTH, HALF_WIDTH)
     style.grid(axes)

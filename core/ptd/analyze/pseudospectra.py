@@ -21,6 +21,8 @@ Array = NDArray[Any]
 RE, IM = "Re z [1/time]", "Im z [rad per unit of time]"
 SIZE = "eps/||A||_2"
 POINTS = (70, 50)
+#: Of log10 eps/||A||_2; finer where perturbations of practical size live.
+LEVELS = (-10, -8, -6, -5, -4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5, 0)
 
 
 def matrices(n: int) -> dict[str, tuple[Array, Array]]:
@@ -41,7 +43,8 @@ def data(orders: Sequence[int], seed: int) -> dict[str, Table]:
         for name, (M, Lambda) in chosen.items():
             eps = 1 / transfer.resolvent_norm(M, z) / norm
             grids.append({"n": n, "matrix": name, RE: z.real, IM: z.imag, SIZE: eps})
-            spectra.append({"n": n, "matrix": name, RE: Lambda.real, IM: Lambda.imag})
+            size = np.linalg.norm(M - chosen["A"][0], 2) / norm
+            spectra.append({"n": n, "matrix": name, "||E||_2/||A||_2": size, RE: Lambda.real, IM: Lambda.imag})
     return {"": stack(grids), "eigenvalues": stack(spectra)}
 
 
@@ -63,18 +66,22 @@ def draw(tables: dict[str, Table]) -> Any:
             spectrum = rows(tables["eigenvalues"], n=n, matrix=name)
             axes.plot(spectrum[RE], spectrum[IM], "o", color=style.VERMILION, markersize=3.5, markeredgewidth=0)
             axes.axvline(0, color="white", linewidth=0.8)
-            axes.set_title(f"{name}, n = {n}", fontsize=10)
+            size = float(spectrum["||E||_2/||A||_2"][0])
+            title = f"{name}, n = {n}" + (rf", $\Vert E\Vert_2/\Vert A\Vert_2$ = {size:.2g}" if size else "")
+            axes.set_title(title, fontsize=9)
             axes.set_xlabel(r"Re $z$ (1/time)", fontsize=9)
         line[0].set_ylabel(r"Im $z$ (rad per unit of time)", fontsize=9)
     label = r"$\log_{10}\,\varepsilon/\Vert A\Vert_2$, the size of $E$ that makes $z$ an eigenvalue"
-    figure.colorbar(contours, ax=panels, label=label, shrink=0.9, pad=0.015)
+    figure.colorbar(contours, ax=panels, label=label, ticks=LEVELS, shrink=0.9, pad=0.015)
     return figure
 
 
 def _contours(axes: Any, table: Table) -> Any:
     re, im, eps = (table[name].reshape(POINTS) for name in (RE, IM, SIZE))
     re, im, eps = (np.concatenate([x[:, :0:-1] * s, x], axis=1) for x, s in ((re, 1), (im, -1), (eps, 1)))
-    levels = np.arange(-10.0, 0.1, 1.0)
+    from matplotlib.colors import BoundaryNorm
+
     depth = np.log10(np.maximum(eps, 1e-300))
-    axes.contour(re, im, depth, levels=levels, colors="white", linewidths=0.4, linestyles="solid")
-    return axes.contourf(re, im, depth, levels=levels, cmap="cividis", extend="both")
+    axes.contour(re, im, depth, levels=LEVELS, colors="white", linewidths=0.4, linestyles="solid")
+    shades = BoundaryNorm(LEVELS, 256, extend="both")
+    return axes.contourf(re, im, depth, levels=LEVELS, norm=shades, cmap="cividis", extend="both")

@@ -33,7 +33,7 @@ Array = NDArray[Any]
 ORDER, FEATURES, HIDDEN = 16, 32, 256
 STEP, LENGTH = 0.01, 512  # 5.12 units of time: two and a half times what a mode of S4D takes to build up
 TRAINED_TO, TESTED_TO = 80.0, 100.0
-SAMPLES, HELD_OUT, CHUNK = 1500, 300, 150
+SAMPLES, HELD_OUT, CHUNK = 1200, 240, 120
 RIDGES = 10.0 ** np.arange(-8, 2)
 S = "s [rad per unit of time]"
 
@@ -117,9 +117,11 @@ def draw(tables: dict[str, Table]) -> Any:
         axes.set_xlabel("frequency $s$ of the input (rad per unit of time)")
         axes.set_ylabel(f"predicted {quantity}")
         style.grid(axes)
-    low = left.get_ylim()[0]
-    style.note(left, "true amplitude 1", 1, 1, offset=(4, 5), color=style.GREY)
-    style.note(left, "trained up to 80  ", TRAINED_TO, 0.9 * low, ha="right", offset=(0, 0))
-    style.note(left, rf"$\omega_0$ = {w_0:.2f}", w_0, 0.9 * low)
+    style.note(left, "true amplitude 1", 1, 1, offset=(4, -14), color=style.GREY)
+    style.note(left, "trained here", TRAINED_TO, 0.5, ha="right", offset=(-4, 0))
+    style.note(left, f"S4D's last\nspike {w_0:.2f}", w_0, 0.5)
+    negative = [name for name in NAMES if (table[f"amplitude {name}"] < 0).any()]
+    text = f"negative: {', '.join(negative) or 'none'}"
+    style.note(left, text, TRAINED_TO, -0.5, ha="right", offset=(-4, 0), color=style.VERMILION)
     style.legend_above(figure, left)
     return figure
