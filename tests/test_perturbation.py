@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
+from ill_posed import companion, frank, grcar, jordan, recurrent, toeplitz
 from ptd import Diagonalization, NotConverged, hippo, perturb_then_diagonalize
 from ptd.perturbation import eigen_gradients, responses, result_cache
 from ptd.perturbation import solver as module
@@ -29,33 +30,6 @@ def solve(A, B=None, **options) -> Diagonalization:
 def odd() -> Diagonalization:
     """An odd order, so that at least one mode is real."""
     return solve(*hippo.legs(9), iterations=40)
-
-
-def jordan(n: int, eigenvalue: float = 0.0) -> np.ndarray:
-    return eigenvalue * np.eye(n) + np.eye(n, k=1)
-
-
-def grcar(n: int) -> np.ndarray:
-    return sum(np.eye(n, k=k) for k in range(4)) - np.eye(n, k=-1)
-
-
-def toeplitz(n: int) -> np.ndarray:
-    """Complex, non-normal, banded: 2i below the diagonal, 1 and 0.7 on the second and third above it."""
-    return scipy.linalg.toeplitz([0, 2j] + [0] * (n - 2), [0, 0, 1, 0.7] + [0] * (n - 4))
-
-
-def companion(n: int) -> np.ndarray:
-    """Of the polynomial whose roots are all 1: one Jordan block."""
-    return scipy.linalg.companion(np.poly(np.ones(n)))
-
-
-def frank(n: int) -> np.ndarray:
-    i = np.arange(n)
-    return np.where(i[None, :] < i[:, None] - 1, 0.0, n - np.maximum(i[:, None], i[None, :]))
-
-
-def recurrent(n: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((n, n)) / np.sqrt(n)
 
 
 # --- figures to beat
