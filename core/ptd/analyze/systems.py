@@ -31,8 +31,8 @@ def system(name: str, n: int) -> tuple[Array, Array]:
     """A (n, n) and B (n,), real, of one of NAMES: x' = A x + B u.
 
     >>> A, B = system("S4D", 2)
-    >>> (A + A.T).round(12).tolist(), B.round(3).tolist()
-    ([[-1.0, 0.0], [0.0, -1.0]], [0.5, 0.866])
+    >>> bool(np.allclose(A + A.T, -np.eye(2))), B.round(3).tolist()
+    (True, [0.5, 0.866])
     """
     A, B = hippo.legs(n)
     if name == "S4":

@@ -116,7 +116,7 @@ def _perturbation(A: Array, B: Array | None, options: Options) -> tuple[Array, A
         return E * (size / np.linalg.norm(E, 2)), B
     if _is_normal(A):
         return np.zeros_like(A), B
-    # at these orders a second BLAS thread gains nothing, and where its core is taken it costs eight times the time;
+    # where its core is taken, a second BLAS thread makes these orders seven times slower (n = 32: 4.2 s for 0.6 s);
     # one thread also rounds alike on every machine
     with threadpool_limits(1, "blas"):
         return _optimized(A, B, size, options, rng), B
