@@ -214,6 +214,12 @@ def test_stable_jordan_block_stays_stable_with_a_small_condition_number(n, eigen
     assert found.condition_number < 13
 
 
+def test_half_of_the_decay_rate_is_kept_where_it_is_cheap_and_a_twentieth_where_it_is_not():
+    cheap, dear = (solve(jordan(n, -1.0), iterations=200).spectral_abscissa for n in (8, 32))
+    assert cheap == pytest.approx(-0.5, abs=0.01)
+    assert dear == pytest.approx(-0.05, abs=0.01)
+
+
 @pytest.mark.parametrize("A", [np.zeros((3, 3)), np.eye(4), np.diag([1.0, 1.0, 2.0]), np.array([[2.0]])])
 def test_normal_matrix_needs_no_perturbation(A):
     found = solve(A)

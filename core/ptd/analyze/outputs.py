@@ -25,6 +25,8 @@ DECAY, IMPULSE = "decay e^-t", "unit impulse"
 #: Of the Fourier modes shown, as parts of the last spike's frequency.
 PARTS = (0.1, 0.5, 1.0)
 ERROR_ORDERS = (4, 8, 16, 32, 64)
+#: Of a Fourier mode: twice the time constant of S4D's modes, as far as 40 samples a period reach.
+DURATION, MOST_SAMPLES = 4.0, 20_000
 
 
 def driven(A: Array, B: Array, generator: Array, start: Array, read: Array) -> tuple[Array, Array]:
@@ -93,7 +95,8 @@ def fourier_data(orders: Sequence[int], seed: int) -> dict[str, Table]:
     parts = []
     for n in orders:
         w_0 = float(transfer.legs_spikes(n, 1).omega[0])
-        t = np.arange(0, 4, min(0.005, 2 * np.pi / w_0 / 40))
+        step = min(0.005, 2 * np.pi / w_0 / 40)
+        t = step * np.arange(min(int(DURATION / step) + 1, MOST_SAMPLES))
         for part in PARTS:
             curves = {
                 f"y {name}": samples(*fourier_mode(*system(name, n), part * w_0), averaging_row(n), t) for name in NAMES

@@ -145,7 +145,9 @@ def minimize(problem: Problem, starts: list[Array], iterations: int) -> Array:
         if not _is_dear(problem, E):
             break
         problem = dataclasses.replace(problem, margin=margin)
-        E = min(E, _minimize(problem, starts, iterations), key=lambda found: _rank(problem, found))
+        other = _minimize(problem, starts, iterations)
+        # the margin is given up for no less than half of kappa
+        E = other if _rank(problem, other, 2.0) < _rank(problem, E) else E
     return E
 
 
@@ -185,10 +187,10 @@ def _is_dear(problem: Problem, E: Array) -> bool:
     return problem.ceiling is not None and Lambda.real.max() > 1.1 * problem.ceiling and np.linalg.cond(V) > DEAR
 
 
-def _rank(problem: Problem, E: Array) -> tuple[bool, int, float]:
-    """Stable before unstable, paired before not, then by kappa."""
+def _rank(problem: Problem, E: Array, factor: float = 1.0) -> tuple[bool, int, float]:
+    """Stable before unstable, paired before not, then by factor * kappa."""
     Lambda, V = np.linalg.eig(problem.A + E)
-    return bool(Lambda.real.max() >= 0), problem.surplus(Lambda), float(np.linalg.cond(V))
+    return bool(Lambda.real.max() >= 0), problem.surplus(Lambda), factor * float(np.linalg.cond(V))
 
 
 def _descend(problem: Problem, x: Array, iterations: int, stage: Round) -> tuple[float, Array]:
