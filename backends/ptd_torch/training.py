@@ -126,7 +126,8 @@ class TorchLearner:
     def _step(self, batch: Placed) -> Tensor:
         loss, statistics = self._loss(batch.inputs, batch.targets, batch.lengths)
         trained = self._trained()
-        grads = dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
+        found = torch.autograd.grad(loss, list(trained.values()))
+        grads = {name: grad.contiguous() for name, grad in zip(trained, found, strict=True)}
         with torch.no_grad():
             for name, value in statistics.items():
                 self._leaves[name].copy_(value)
