@@ -59,8 +59,8 @@ FILES: dict[str, list[File]] = {
 
 #: What cannot be fetched, and what to do instead.
 ELSEWHERE = {
-    "retrieval": "its publisher gives no checksum: unpack https://storage.googleapis.com/long-range-arena/lra_release.gz "
-    "in the data folder",
+    "retrieval": "its publisher gives no checksum: unpack "
+    "https://storage.googleapis.com/long-range-arena/lra_release.gz in the data folder",
     "listops": "it is generated: ptd data make listops",
     "pathfinder": "it is generated: ptd data make pathfinder",
     "pathx": "it is generated: ptd data make pathx",

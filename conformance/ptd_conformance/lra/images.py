@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009) and MNIST (LeCun, Cortes and Burges), from the official files or lossless copies of them."""
+"""CIFAR-10 (Krizhevsky 2009) and MNIST (LeCun, Cortes and Burges), from the official files or lossless copies."""
 
 from __future__ import annotations
 

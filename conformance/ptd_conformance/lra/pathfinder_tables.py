@@ -81,7 +81,7 @@ class Tables(NamedTuple):
 
 def tables(style: Style, margin: int) -> Tables:
     """The tables of a style and margin."""
-    L, A = style.dash, style.scale
+    L = style.dash
     H = L + math.ceil(style.thickness) + margin
     seeds = np.radians(np.arange(-180, 180))
     candidates, directions = _candidates(L + margin)

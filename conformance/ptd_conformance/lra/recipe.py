@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,18 +91,22 @@ class Recipe:
 
 def names(task_name: str) -> list[str]:
     """The recipes of a task."""
-    return [name for name in _file(task_name) if not name.startswith("base")]
+    return list(_file(task_name))
 
 
 def recipe(task_name: str, name: str) -> Recipe:
-    """A recipe by the names of its task and itself.
+    """A recipe by the names of its task and itself, or as FILE.toml:NAME.
 
     Raises:
         ValueError: there is none of that name, or its file has an option nobody reads.
     """
     task(task_name)
-    tables = _file(task_name)
-    checks.choice("recipe", name, names(task_name))
+    file, _, own = name.rpartition(":")
+    if file:
+        tables, name = tomllib.loads(Path(file).read_text()), own
+    else:
+        tables = _file(task_name)
+    checks.choice("recipe", name, tables)
     merged = _merged(tables, name)
     if unknown := merged.keys() - {*TABLES, "of", "note"} | merged["training"].keys() - TRAINING:
         raise ValueError(

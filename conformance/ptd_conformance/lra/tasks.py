@@ -222,7 +222,7 @@ def _is_full(sizes: dict[str, int], task: str) -> bool:
 
 
 def _sizes(count: int, train: float, validation: float) -> dict[str, int]:
-    sizes = [int(round(count * train)), int(round(count * validation))]
+    sizes = [round(count * train), round(count * validation)]
     return dict(zip(store.SPLITS, [*sizes, count - sum(sizes)], strict=True))
 
 
