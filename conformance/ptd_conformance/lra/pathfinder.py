@@ -44,7 +44,7 @@ class Generator:
         counts = np.array([style.dashes, style.distractor_dashes, style.distractors, style.border], np.int64)
         contrasts = (style.contrast, style.distractor_contrast)
         _images(self._tables, counts, contrasts, self.seed, first, pixels, labels, took)
-        return pixels.reshape(count, -1), labels, took
+        return pixels.reshape(count, style.side**2), labels, took
 
     def parallel(self, first: int, count: int, workers: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The images and labels of images, made by several threads."""

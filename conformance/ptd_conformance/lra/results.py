@@ -20,6 +20,7 @@ import numpy as np
 import ptd
 from ptd.parameters import replace_file
 
+from . import robustness
 from .recipe import names, recipe
 from .tasks import TASKS
 from .training import Run
@@ -105,7 +106,7 @@ def read(path: Path) -> Record:
 
 def read_all(folder: Path) -> list[Record]:
     """The records of a folder, in the order of their names."""
-    return [read(path) for path in sorted(folder.glob("*.json")) if "lra" in json.loads(path.read_text())]
+    return [read(path) for path in sorted(folder.glob("*.json")) if not path.name.startswith(robustness.KIND)]
 
 
 def commit() -> str:
@@ -231,12 +232,10 @@ def rows(found: Iterable[Standing]) -> list[list[str]]:
 
 def section(folder: Path) -> list[dict[str, Any]]:
     """The report's tables: standings of a folder's records, and its robustness results."""
-    from .robustness import table as robustness_table
-
     records = read_all(folder) if folder.is_dir() else []
     note = (
         "Test accuracy in per cent of the parameters that validation selected, against the published one; met: at or "
     )
     note += "above it within one standard deviation of the seeds. Full recipes only; trials do not count."
     standing = {"title": "Accuracy", "note": note, "columns": COLUMNS, "rows": rows(standings(records))}
-    return [standing, *robustness_table(folder)]
+    return [standing, *robustness.table(folder)]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import ptd
 from ptd import checks
 
-from . import official, reviews, store
+from . import reviews, store
 
 Report = Callable[[int, int], None]
 
@@ -71,7 +71,7 @@ class Task:
 
 
 def _listops(order: Order) -> Path:
-    from . import listops
+    from . import listops, official
 
     if order.official:
         trees, sizes = official.read_listops(order.source)
@@ -93,6 +93,7 @@ def _listops(order: Order) -> Path:
 
 
 def _pathfinder(order: Order, task: str) -> Path:
+    from . import official
     from .pathfinder_tables import STYLES
 
     side = STYLES[task].side
@@ -173,6 +174,8 @@ def _same_film(order: Order) -> Path:
 
 
 def _retrieval(order: Order) -> Path:
+    from . import official
+
     found = official.read_retrieval(order.source, 3999)
     made_from = {"released": official.RETRIEVAL, "content": _content(found.tokens, found.pairs, found.labels)}
     arrays = {"tokens": found.tokens, "lengths": found.lengths, "pairs": found.pairs, "targets": found.labels}
