@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 
 BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 
-#: sha256 of pixels (60000, 32, 32, 3) and then labels, and of MNIST's (70000, 28, 28) and labels, all uint8.
+#: sha256 of pixels and then labels, uint8: of CIFAR-10's (60000, 32, 32, 3), and of MNIST's (70000, 28, 28).
 CIFAR_CONTENT = "795f1793d7b8f8883c578442a02455d2469d49685325e98ea0621b15f4a88d69"
 MNIST_CONTENT = "c2069063c1105f2bf96266aef1ff68c6e13bdda7a54e37bf19c16f1db24efc83"
 
 
 class Images(NamedTuple):
-    """Training images, then test images, in their official order, and their labels; all uint8."""
+    """Images and labels, uint8, in their official order: train training images, then test images."""
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.uint8]
+    train: int
 
 
 def cifar10(base: Path) -> Images:
@@ -100,6 +101,7 @@ class _Plain(pickle.Unpickler):
             ("core.multiarray", "_reconstruct"),
             ("numpy", "ndarray"),
             ("numpy", "dtype"),
+            ("codecs", "encode"),
         }:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} in a batch")
@@ -112,13 +114,13 @@ def _planes(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _pickled(read: Callable[[str], bytes]) -> Images:
     batches = [_Plain(io.BytesIO(read(name)), encoding="bytes").load() for name in BATCHES]
-    rows = np.concatenate([batch[b"data"] for batch in batches])
-    return Images(_planes(rows), np.concatenate([batch[b"labels"] for batch in batches]).astype(np.uint8))
+    labels = [np.asarray(batch[b"labels"], np.uint8) for batch in batches]
+    return _joined([_planes(batch[b"data"]) for batch in batches], labels)
 
 
 def _binary(read: Callable[[str], bytes]) -> Images:
-    rows = np.concatenate([np.frombuffer(read(f"{name}.bin"), np.uint8).reshape(-1, 3073) for name in BATCHES])
-    return Images(_planes(rows[:, 1:]), rows[:, 0].copy())
+    batches = [np.frombuffer(read(f"{name}.bin"), np.uint8).reshape(-1, 3073) for name in BATCHES]
+    return _joined([_planes(batch[:, 1:]) for batch in batches], [batch[:, 0] for batch in batches])
 
 
 def _in_folder(read_all: Callable[[Callable[[str], bytes]], Images]) -> Callable[[Path], Images]:
@@ -137,16 +139,23 @@ def _in_archive(read_all: Callable[[Callable[[str], bytes]], Images]) -> Callabl
 
 
 def _sheets(path: Path) -> Images:
-    """Lossless 3200 x 3200 sheets of 100 x 100 tiles, row by row, and labels.json."""
+    """A lossless sheet of 32 x 32 tiles, row by row, for every batch, and labels.json."""
     from PIL import Image
 
     labels = json.loads((path / "labels.json").read_text())
     parts = []
     for name in BATCHES:
         with Image.open(path / f"{name}.webp") as sheet:
-            tiles = np.asarray(sheet.convert("RGB")).reshape(100, 32, 100, 32, 3)
+            pixels = np.asarray(sheet.convert("RGB"))
+        tiles = pixels.reshape(pixels.shape[0] // 32, 32, pixels.shape[1] // 32, 32, 3)
         parts.append(tiles.transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3))
-    return Images(np.concatenate(parts), np.concatenate([labels[name] for name in BATCHES]).astype(np.uint8))
+    return _joined(parts, [np.array(labels[name], np.uint8) for name in BATCHES])
+
+
+def _joined(pixels: list[NDArray[np.uint8]], labels: list[NDArray[np.uint8]]) -> Images:
+    """Training batches and a last one to test on."""
+    train = sum(len(batch) for batch in labels[:-1])
+    return Images(np.concatenate(pixels), np.concatenate(labels), train)
 
 
 _CIFAR: dict[str, Callable[[Path], Images]] = {
@@ -174,14 +183,15 @@ def _idx_files(path: Path) -> Images:
 
     pixels = [read(f"{part}-images-idx3") for part in ("train", "t10k")]
     labels = [read(f"{part}-labels-idx1") for part in ("train", "t10k")]
-    return Images(np.concatenate(pixels), np.concatenate(labels))
+    return _joined(pixels, labels)
 
 
 def _arrays(path: Path) -> Images:
     def read(name: str) -> NDArray[np.uint8]:
         return np.load(io.BytesIO(lzma.decompress((path / name).read_bytes())), allow_pickle=False)
 
-    return Images(read("mnist_u8.npy.xz"), read("mnist_labels_u8.npy.xz"))
+    pixels, labels = read("mnist_u8.npy.xz"), read("mnist_labels_u8.npy.xz")
+    return Images(pixels, labels, len(labels) * 6 // 7)
 
 
 def _either(path: Path) -> Images:

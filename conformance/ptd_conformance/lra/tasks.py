@@ -116,7 +116,7 @@ def _draw(order: Order, task: str, side: int) -> Path:
     draft = store.Draft(order.base, task, {"generator": f"{task} 1", "seed": order.seed, "samples": count})
     inputs = draft.array("inputs", (count, side * side), np.uint8)
     targets = draft.array("targets", (count,), np.uint8)
-    done, block = draft.finished(), max(1, (1 << 21) // side**2)
+    done, block = draft.finished(), max(1, BLOCK // side**2)
     for number, first in enumerate(range(0, count, block)):
         rows = slice(first, min(first + block, count))
         if number not in done:
@@ -190,9 +190,8 @@ def _images(order: Order, task: str) -> Path:
     is_mnist = task in ("mnist", "pmnist")
     found = images.mnist(order.source) if is_mnist else images.cifar10(order.source)
     rng = np.random.default_rng(order.seed)
-    tests = 10_000
-    train = rng.permutation(len(found.labels) - tests)
-    parts = [train[:-5000], train[-5000:], np.arange(len(found.labels) - tests, len(found.labels))]
+    train, apart = rng.permutation(found.train), found.train // (12 if is_mnist else 10)
+    parts = [train[:-apart], train[-apart:], np.arange(found.train, len(found.labels))]
     rows = _thinned(parts, order.samples)
     chosen = np.concatenate(rows)
     pixels = images.grey(found.pixels[chosen]) if task == "image" else found.pixels[chosen]
@@ -207,6 +206,9 @@ def _images(order: Order, task: str) -> Path:
 
 
 # --- parts
+
+#: Pixels that are drawn between two notes of how far a generator is.
+BLOCK = 1 << 21
 
 _DENSE: dict[str, Any] = {"layout": "dense", "d_input": 1}
 _RAGGED: dict[str, Any] = {"layout": "ragged", "pad": reviews.PAD, "end": reviews.END}
