@@ -33,7 +33,7 @@ def save(folder: Path, arrays: Mapping[str, NDArray], values: Mapping[str, Any])
         arrays: by name.
         values: whatever JSON can hold.
     """
-    data = encode({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    data = encode({name: np.asarray(array, order="C") for name, array in arrays.items()})
     pieces = [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
     names = [f"checkpoint-{hashlib.sha256(piece).hexdigest()[:32]}.piece" for piece in pieces]
     for name, piece in zip(names, pieces, strict=True):
