@@ -4,18 +4,58 @@ from __future__ import annotations
 
 from typing import Any
 
-from array_api_compat import array_namespace as namespace
+from array_api_compat import array_namespace, device
+
+from .pairs import Pair
 
 Array = Any
 
-__all__ = ["Array", "as_complex", "as_pair", "from_pair", "imag", "namespace", "real"]
+__all__ = [
+    "Array",
+    "arange",
+    "as_complex",
+    "as_pair",
+    "as_planes",
+    "astype",
+    "eye",
+    "from_pair",
+    "from_planes",
+    "imag",
+    "imaginary",
+    "matmul",
+    "namespace",
+    "real",
+    "scale",
+]
+
+#: Namespaces whose complex numbers are Pairs. torch: its compiler emits no complex code, and complex models export to
+#: no other runtime (2.13). A namespace of a backend's own says so by an attribute complex_as_pairs.
+PAIRED = ("array_api_compat.torch",)
+
+#: The namespace of an array type, where a backend knows it better or sooner than array_api_compat.
+NAMESPACES: dict[type, Any] = {}
+
+
+def namespace(*arrays: Array) -> Any:
+    """The array-API namespace of arrays of one framework."""
+    if isinstance(arrays[0], Pair):
+        return arrays[0].__array_namespace__()
+    known = NAMESPACES.get(type(arrays[0]))
+    return array_namespace(*arrays) if known is None else known
 
 
 def as_complex(re: Array, im: Array) -> Array:
-    """The complex array re + i im from two real ones of one dtype."""
+    """The complex array re + i im from two real ones of one dtype; a Pair where the framework's own would not do."""
     xp = namespace(re, im)
+    if getattr(xp, "complex_as_pairs", xp.__name__ in PAIRED):
+        return Pair(re, im, xp)
     dtype = xp.result_type(re.dtype, xp.complex64)
     return xp.astype(re, dtype) + xp.astype(im, dtype) * 1j
+
+
+def imaginary(im: Array) -> Array:
+    """The complex array i im."""
+    return as_complex(namespace(im).zeros_like(im), im)
 
 
 def real(x: Array) -> Array:
@@ -35,4 +75,45 @@ def from_pair(pair: Array) -> Array:
 
 def as_pair(x: Array) -> Array:
     """The real array (..., 2) of (re, im) of complex x (...,)."""
-    return namespace(x).stack([real(x), imag(x)], axis=-1)
+    return namespace(real(x)).stack([real(x), imag(x)], axis=-1)
+
+
+def from_planes(planes: Array) -> Array:
+    """The complex array (..., M) stored as planes (..., 2, M) of real and imaginary parts."""
+    return as_complex(planes[..., 0, :], planes[..., 1, :])
+
+
+def as_planes(x: Array) -> Array:
+    """The real array (..., 2, M) of the real and imaginary parts of complex x (..., M)."""
+    return namespace(real(x)).stack([real(x), imag(x)], axis=-2)
+
+
+def arange(stop: int, like: Array) -> Array:
+    """0 ... stop - 1 in the dtype and on the device of a real or integer array."""
+    return namespace(like).arange(stop, dtype=like.dtype, device=_device(like))
+
+
+def eye(n: int, like: Array) -> Array:
+    """The identity (n, n) in the dtype and on the device of an array."""
+    if isinstance(like, Pair):
+        return as_complex(eye(n, like.re), like.xp.zeros_like(eye(n, like.re)))
+    return namespace(like).eye(n, dtype=like.dtype, device=_device(like))
+
+
+def scale(z: Array, r: Array) -> Array:
+    """Complex z times real r, broadcast. Operators of a Pair take Pairs and numbers only."""
+    return Pair(z.re * r, z.im * r, z.xp) if isinstance(z, Pair) else z * r
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """The matrix product of two complex arrays."""
+    return x.matmul(y) if isinstance(x, Pair) else x @ y
+
+
+def _device(x: Array) -> Any:
+    return getattr(x, "device", None) if type(x) in NAMESPACES else device(x)
+
+
+def astype(x: Array, like: Array) -> Array:
+    """x in the dtype of like, both real."""
+    return x if x.dtype == like.dtype else namespace(x).astype(x, like.dtype)

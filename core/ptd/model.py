@@ -17,7 +17,7 @@ import numpy as np
 from numpy.random import Generator
 
 from . import checks, sequences
-from .arrays import Array, namespace
+from .arrays import Array, arange, astype, namespace
 from .initialization import Leaves, initialize
 from .inputs import Input
 from .layers import Layer
@@ -26,6 +26,9 @@ Parameters = Mapping[str, Array]
 
 ACTIVATIONS = ("gelu", "full_glu", "half_glu1", "half_glu2")
 NORM_EPSILON = 1e-5
+#: Vocabularies up to here are embedded by a product with one-hot rows: the gradient of a gather adds up in whatever
+#: order a GPU happens to, and training would not repeat itself.
+SMALL_VOCABULARY = 512
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,7 @@ class SequenceModel:
         lengths: Array | None = None,
         training: Training | None = None,
         layer_noise: Sequence[Array] | None = None,
+        activations: str | None = None,
         run: Callable[..., Array] = lambda layer, params, u, **call: layer.apply(params, u, **call),
     ) -> Any:
         """Outputs of the model on whole sequences.
@@ -169,6 +173,8 @@ class SequenceModel:
             training: None to evaluate; else dropout and batch statistics are on.
             layer_noise: one array per block, broadcastable to (..., L, H), added to the input of its layer (the
                 Fourier-mode robustness test of Yu et al. 2024 sec. 5.2).
+            activations: a narrower dtype, by name, for all between encoder and pooling ("bfloat16"); parameters,
+                states, statistics and outputs keep theirs. Needs a backend whose kernels accept it.
             run: runs one layer; a backend passes its own.
 
         Returns:
@@ -184,6 +190,8 @@ class SequenceModel:
         self._check_noise(u, layer_noise)
         statistics: dict[str, Array] = {}
         x = self._encode(params, u)
+        if activations is not None:
+            x = namespace(x).astype(x, getattr(namespace(x), activations))
         for i in range(self.n_layers):
             block = _Scope(params, f"blocks.{i}.")
             z = self._norm(block, x, lengths, training, statistics) if self.prenorm else x
@@ -193,7 +201,8 @@ class SequenceModel:
             z = self._mix(block, z, training)
             x = x + z if self.residual else z
             x = x if self.prenorm else self._norm(block, x, lengths, training, statistics)
-        y = _linear(_Scope(params, ""), "decoder", self._join(params, self._pool(x, lengths)))
+        pooled = self._pool(astype(x, params["decoder.weight"]), lengths)
+        y = _linear(_Scope(params, ""), "decoder", self._join(params, pooled))
         return (y, statistics) if training is not None else y
 
     def step(self, params: Parameters, u_k: Array, states: Sequence[Array]) -> tuple[Array, list[Array]]:
@@ -290,6 +299,9 @@ class SequenceModel:
         xp = namespace(params["encoder.weight"])
         if str(u.dtype).endswith(("int8", "int16")):  # frameworks do not agree on which small integers are indices
             u = xp.astype(u, xp.int32)
+        if self.d_input <= SMALL_VOCABULARY:
+            codes = arange(self.d_input, like=u)
+            return _linear(scope, "encoder", astype(u[..., None] == codes, params["encoder.weight"]))
         rows = xp.take(params["encoder.weight"].T, xp.reshape(u, (-1,)), axis=0)
         return xp.reshape(rows, (*u.shape, self.layer.d_model)) + params["encoder.bias"]
 
@@ -303,7 +315,8 @@ class SequenceModel:
     ) -> Array:
         if self.norm == "none":
             return x
-        xp = namespace(x)
+        xp, narrow = namespace(x), x
+        x = astype(x, block["norm.scale"])
         if self.norm == "layer":
             mean, var = xp.mean(x, axis=-1, keepdims=True), xp.var(x, axis=-1, keepdims=True)
         elif training is None:
@@ -314,7 +327,8 @@ class SequenceModel:
             for name, value in zip(STATISTICS, (mean, var), strict=True):
                 old = block[f"norm.{name}"]
                 statistics[f"{block.prefix}norm.{name}"] = momentum * old + (1 - momentum) * value
-        return (x - mean) / xp.sqrt(var + NORM_EPSILON) * block["norm.scale"] + block["norm.bias"]
+        y = (x - mean) / xp.sqrt(var + NORM_EPSILON) * block["norm.scale"] + block["norm.bias"]
+        return astype(y, narrow)
 
     def _mix(self, block: _Scope, y: Array, training: Training | None) -> Array:
         def drop(x: Array) -> Array:
@@ -385,7 +399,7 @@ class _Scope:
 
 
 def _linear(scope: _Scope, name: str, x: Array) -> Array:
-    return x @ scope[f"{name}.weight"].T + scope[f"{name}.bias"]
+    return x @ astype(scope[f"{name}.weight"], x).T + astype(scope[f"{name}.bias"], x)
 
 
 def _moments(x: Array, lengths: Array | None) -> tuple[Array, Array]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .. import checks, sequences
-from ..arrays import Array, as_complex, as_pair, from_pair, namespace
+from ..arrays import Array, as_complex, as_pair, astype, from_pair, namespace
 from ..discretization import RULES
 from ..kernels import PORTABLE, Kernels
 
@@ -19,8 +19,6 @@ Parameters = Mapping[str, Array]
 #: The stability rule, in 1/time: layers read Re Lambda as min(Lambda_re, -STABILITY_MARGIN), so no training step
 #: can leave the left half-plane. A mode pushed past the margin decays at the margin and gets no gradient there.
 STABILITY_MARGIN = 1e-4
-
-FORMS = ("scan", "convolution")
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,8 @@ class Layer:
     bidirectional: bool = False
     skip: bool = True
 
-    #: Which form runs a time-invariant sequence by default: "scan" or "convolution".
+    #: The ways of running a sequence, and the one taken by default; all but "scan" need time-invariance.
+    forms: ClassVar[tuple[str, ...]] = ("scan", "convolution")
     default_form: ClassVar[str] = "scan"
     discretizations: ClassVar[tuple[str, ...]] = tuple(RULES)
 
@@ -99,6 +98,7 @@ class Layer:
         resets: Any = None,
         step_scale: Any = None,
         form: str | None = None,
+        activations: frozenset[str] = frozenset(),
         **_: Any,
     ) -> None:
         """Raise ValueError where the arguments of apply do not fit; values are looked at where they are on the host.
@@ -112,13 +112,15 @@ class Layer:
             raise checks.fail("u", f"shape (..., L, H) with L >= 1 and H={self.d_model} from d_model", tuple(u.shape))
         if not xp.isdtype(u.dtype, "real floating"):
             raise checks.fail("u", "a real floating dtype", u.dtype, "cast u to the parameters' dtype")
-        if u.dtype != params["log_step"].dtype:
-            raise checks.fail("u", f"dtype {params['log_step'].dtype} from the parameters", u.dtype, "cast one of them")
+        dtype = params["log_step"].dtype
+        if u.dtype != dtype and checks.name_of(u.dtype) not in activations:
+            raise checks.fail("u", f"dtype {dtype} from the parameters", u.dtype, "cast one of them")
         batch, time = tuple(u.shape[:-2]), "the batch axes and length of u"
         if state is not None:
             checks.shape("state", state, self.state_shape(batch), "the batch axes of u, then layer.state_shape()")
-            if state.dtype != u.dtype:
-                raise checks.fail("state", f"dtype {u.dtype} from u", state.dtype, "a state is real, (re, im) last")
+            if state.dtype != dtype:
+                need = f"dtype {dtype} from the parameters"
+                raise checks.fail("state", need, state.dtype, "a state is real, (re, im) last")
         if lengths is not None:
             checks.lengths(lengths, u.shape[-2])
             checks.shape("lengths", lengths, batch, "the batch axes of u")
@@ -129,10 +131,15 @@ class Layer:
             checks.positive("step_scale", step_scale, "it multiplies step sizes, which are times")
             checks.broadcasts("step_scale", step_scale, tuple(u.shape[:-1]), time)
         if form is not None:
-            checks.choice("form", form, FORMS)
-            if form == "convolution" and (resets is not None or np.ndim(step_scale) > 0):
+            checks.choice("form", form, self.forms)
+            if form != "scan" and (resets is not None or np.ndim(step_scale) > 0):
                 need = "'scan' with resets or per-sample steps"
-                raise checks.fail("form", need, repr(form), "a convolution needs time-invariance")
+                raise checks.fail("form", need, repr(form), "other forms need time-invariance")
+            if form == "chunked" and self.bidirectional and state is not None:
+                need = "'scan' for a bidirectional layer with a state"
+                raise checks.fail(
+                    "form", need, repr(form), "the last chunk may end before the state enters from the right"
+                )
 
     # --- running -----------------------------------------------------------------------------------------------
 
@@ -162,7 +169,8 @@ class Layer:
             step_scale: factor on the step size: a number (another sampling rate), or (..., L) or (L,), one per
                 sample (irregular sampling). Positive.
             return_state: also return the final state.
-            form: "scan" or "convolution"; by default the layer's faster one that supports the call.
+            form: "scan", "convolution" or, for diagonal layers, "chunked"; by default the fastest that supports the
+                call.
             kernels: the table of kernels to run on.
 
         Returns:
@@ -178,11 +186,15 @@ class Layer:
             "step_scale": step_scale,
             "form": form,
         }
-        self.check_call(params, u, **call)
-        signal = self.signal(u, lengths, resets, step_scale)
+        self.check_call(params, u, **call, activations=kernels.activations)
+        signal = self.signal(u, lengths, resets, step_scale, params["log_step"].dtype)
         starts = self._starts(state)
-        if form is None:
-            form = "scan" if signal.per_sample or resets is not None else self.default_form
+        form = form or self._fastest_form(signal, state, kernels)
+        if form == "chunked":
+            y, end = self.chunked(params, signal, starts[0], return_state, kernels)
+            y = sequences.mask(y, signal.lengths)
+            return (y, end) if return_state else y
+        signal = replace(signal, u=astype(signal.u, params["log_step"]))
         y, end = self._run(params, "C", signal, starts[0], return_state, form, kernels)
         ends = [end]
         if self.bidirectional:
@@ -191,7 +203,7 @@ class Layer:
             ends.append(end)
         if self.skip:
             y = y + params["D"] * signal.u
-        y = sequences.mask(y, signal.lengths)
+        y = sequences.mask(astype(y, u), signal.lengths)
         return (y, self._joined(ends)) if return_state else y
 
     def step(
@@ -257,6 +269,12 @@ class Layer:
     def _Lambda_shape(self) -> tuple[int, ...]:
         raise NotImplementedError
 
+    def chunked(
+        self, params: Parameters, signal: sequences.Signal, x0: Array | None, return_state: bool, kernels: Kernels
+    ) -> tuple[Array, Array | None]:
+        """Output of all directions with D, and the final state where asked for, by chunks (diagonal layers)."""
+        raise NotImplementedError
+
     # --- shared parts ------------------------------------------------------------------------------------------
 
     @property
@@ -304,6 +322,12 @@ class Layer:
         x = self.states(params, signal, x0, kernels)
         return self.readout(C, x), self._final(x, signal, x0) if return_state else None
 
+    def _fastest_form(self, signal: sequences.Signal, state: Array | None, kernels: Kernels) -> str:
+        if signal.per_sample or signal.resets is not None:
+            return "scan"
+        fastest = kernels.forms.get(self.kind, self.default_form)
+        return "scan" if fastest == "chunked" and self.bidirectional and state is not None else fastest
+
     def _final(self, x: Array, signal: sequences.Signal, x0: Array | None) -> Array:
         xp, batch = namespace(x), signal.u.shape[:-2]
         flat = xp.reshape(x, (*batch, x.shape[len(batch)], math.prod(self.state_axes)))
@@ -325,13 +349,13 @@ class Layer:
         pairs = [as_pair(end) for end in ends]
         return pairs[0] if len(pairs) == 1 else namespace(pairs[0]).stack(pairs, axis=-2 - len(self.state_axes))
 
-    def signal(self, u: Array, lengths: Any, resets: Any, step_scale: Any) -> sequences.Signal:
-        """The call's inputs as arrays, broadcast to the batch."""
+    def signal(self, u: Array, lengths: Any, resets: Any, step_scale: Any, dtype: Any = None) -> sequences.Signal:
+        """The call's inputs as arrays, broadcast to the batch; steps in dtype, by default that of u."""
         xp = namespace(u)
         lengths = None if lengths is None else xp.asarray(lengths)
         if resets is not None:
             resets = xp.broadcast_to(xp.asarray(resets), u.shape[:-1])
         if step_scale is not None:
-            step_scale = xp.asarray(step_scale, dtype=u.dtype)
+            step_scale = xp.asarray(step_scale, dtype=u.dtype if dtype is None else dtype)
             step_scale = xp.broadcast_to(step_scale, u.shape[:-1]) if step_scale.ndim else step_scale
         return sequences.Signal(sequences.mask(u, lengths), lengths, resets, step_scale)
