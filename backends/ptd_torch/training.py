@@ -85,7 +85,7 @@ class TorchLearner:
 
     def parameters(self) -> dict[str, NDArray]:
         """The current leaves, on the host."""
-        return {name: np.array(value.detach().cpu()) for name, value in self._leaves.items()}
+        return {name: value.detach().cpu().numpy().copy() for name, value in self._leaves.items()}
 
     def place(self, inputs: Any, targets: Any, lengths: Any = None) -> Placed:
         """See ptd.contract.Learner."""
@@ -111,7 +111,7 @@ class TorchLearner:
 
     def snapshot(self) -> dict[str, NDArray]:
         """See ptd.contract.Learner."""
-        return {name: np.array(value.detach().cpu()) for name, value in self._state().items()}
+        return {name: value.detach().cpu().numpy().copy() for name, value in self._state().items()}
 
     def restore(self, snapshot: Mapping[str, NDArray]) -> None:
         """See ptd.contract.Learner."""
@@ -126,7 +126,9 @@ class TorchLearner:
     def _step(self, batch: Placed) -> Tensor:
         loss, statistics = self._loss(batch.inputs, batch.targets, batch.lengths)
         trained = self._trained()
-        grads = dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
+        grads = torch.autograd.grad(loss, list(trained.values()))
+        # The fused update reads memory in order, whatever the strides say: B's gradient comes transposed.
+        grads = dict(zip(trained, [grad.contiguous() for grad in grads], strict=True))
         with torch.no_grad():
             for name, value in statistics.items():
                 self._leaves[name].copy_(value)
