@@ -42,8 +42,8 @@ class Generator:
         pixels = np.empty((count, style.side, style.side), np.uint8)
         labels, took = np.empty(count, np.uint8), np.empty((count, 2), np.int64)
         counts = np.array([style.dashes, style.distractor_dashes, style.distractors, style.border], np.int64)
-        contrasts = (style.contrast, style.distractor_contrast)
-        _images(self._tables, counts, contrasts, self.seed, first, pixels, labels, took)
+        levels = (style.contrast, style.distractor_contrast, style.chance)
+        _images(self._tables, counts, levels, self.seed, first, pixels, labels, took)
         return pixels.reshape(count, style.side**2), labels, took
 
     def parallel(self, first: int, count: int, workers: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -55,7 +55,7 @@ class Generator:
 
 
 @njit(cache=True, nogil=True)
-def _images(both, counts, contrasts, seed, first, pixels, labels, took):  # type: ignore[no-untyped-def]
+def _images(both, counts, levels, seed, first, pixels, labels, took):  # type: ignore[no-untyped-def]
     side = pixels.shape[1]
     state = np.zeros(1, np.uint64)
     image, mask = np.empty((side, side), np.float32), np.empty((side, side), np.float32)
@@ -66,12 +66,12 @@ def _images(both, counts, contrasts, seed, first, pixels, labels, took):  # type
         label = randomness.below(state, 2)
         t = both[randomness.below(state, 2)]
         took[k, 0], took[k, 1] = 0, 0
-        while not _long_snakes(state, t, counts, contrasts[0], image, mask, snakes, tails):
+        while not _long_snakes(state, t, counts, levels[0], image, mask, snakes, tails):
             took[k, 0] += 1
         for _ in range(counts[2]):
-            for _ in range(5):
+            for _ in range(5 if randomness.uniform(state) < levels[2] else 0):
                 image_before[:], mask_before[:] = image, mask
-                if _distractor(state, t, counts[1], contrasts[1], image, mask, distractor):
+                if _distractor(state, t, counts[1], levels[1], image, mask, distractor):
                     took[k, 1] += 1
                     break
                 image[:], mask[:] = image_before, mask_before
