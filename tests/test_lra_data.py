@@ -28,7 +28,7 @@ from lra_sources import (
 )
 from PIL import Image
 
-from ptd_conformance.lra import fetch, images, official, reviews, store, tasks
+from ptd_conformance.lra import fetch, images, making, official, reviews, store, tasks
 
 __all__ = ["small_sets"]
 
@@ -268,7 +268,7 @@ def test_two_sets_of_a_task_are_told_apart_by_no_guess(moved):
 
 
 def test_interrupted_generator_goes_on_and_ends_with_the_same_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "BLOCK", 1 << 17)
+    monkeypatch.setattr(making, "BLOCK", 1 << 17)
     count = 2 * 128 + 10
 
     def make(base, stop_after):

@@ -13,7 +13,8 @@ from lra_sources import load, small_sets, tiny
 
 import ptd
 from ptd.quickstart import last_spike, wave
-from ptd_conformance.lra import clock, results, robustness
+from ptd_conformance.lra import clock, results, robustness, standings
+from ptd_conformance.lra.recipe import recipe
 from ptd_conformance.lra.training import Run
 
 __all__ = ["small_sets"]
@@ -41,7 +42,7 @@ def record(**changes) -> results.Record:
 
 
 def outcome(*records: results.Record) -> str:
-    (found,) = [s for s in results.standings(records) if s.backend]
+    (found,) = [s for s in standings.standings(records) if s.backend]
     return found.outcome
 
 
@@ -78,22 +79,22 @@ def test_what_is_no_result_is_called_by_its_name(changes, expected):
 
 
 def test_trial_does_not_count_beside_a_full_run():
-    (found,) = [s for s in results.standings([record(), record(seed=1, full=False, test=0.9)]) if s.backend]
+    (found,) = [s for s in standings.standings([record(), record(seed=1, full=False, test=0.9)]) if s.backend]
     assert found.accuracies == {0: pytest.approx(63.0)}
 
 
 def test_runs_that_are_due_and_missing_are_listed_with_the_reason():
-    found = {(s.task, s.recipe): s for s in results.standings([record()])}
+    found = {(s.task, s.recipe): s for s in standings.standings([record()])}
     assert found["listops", "s5-ptd"].outcome == "not run"
     assert found["retrieval", "s5"].note == "the data set has to be fetched from its publisher"
     assert found["listops", "s5"].hours == 0.5
 
 
 def test_every_due_recipe_and_target_exists():
-    published = results.targets()
+    published = standings.targets()
     for task, names in published["due"].items():
         for name in names:
-            assert task in published["accuracy"][results.recipe(task, name).of]
+            assert task in published["accuracy"][recipe(task, name).of]
 
 
 def test_record_of_another_kind_is_refused_by_name(tmp_path):
@@ -109,7 +110,7 @@ def test_record_of_another_kind_is_refused_by_name(tmp_path):
 def test_changed_recipe_is_no_full_run(small_sets, tmp_path):
     data = load(small_sets, "mnist", 16)
     data = type(data)(data.task, data.key, data.d_input, dict(data.manifest) | {"full": True}, data.splits)
-    full = results.recipe("mnist", "s5")
+    full = recipe("mnist", "s5")
     small = tiny("mnist", "s5", epochs=full.epochs)
     assert not results.is_full(Run(small, data, ptd.backend("jax"), 0, tmp_path))
 
@@ -181,7 +182,7 @@ def test_results_are_written_read_and_tabulated(trained, tmp_path):
     (table,) = robustness.table(tmp_path)
     assert table["rows"][0][:2] == ["s4d-learned", "jax"]
     assert results.read_all(tmp_path) == []
-    assert results.section(tmp_path)[1]["title"] == table["title"]
+    assert standings.section(tmp_path)[1]["title"] == table["title"]
 
 
 def test_run_that_is_not_complete_is_not_measured(small_sets, tmp_path):

@@ -46,7 +46,7 @@ ENVIRONMENT = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 JAX = ptd.backend("jax")
 RECIPES = {
     "listops": "s5-ptd",
-    "text": "s4d",
+    "text": "s5-ptd",
     "retrieval": "s5",
     "same-film": "s5-ptd-closed",
     "image": "s5-ptd-closed",

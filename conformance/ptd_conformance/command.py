@@ -69,11 +69,12 @@ def _check_accuracies(folder: Path) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from .lra import results as accuracies
+    from .lra import results as recorded
+    from .lra import standings as accuracies
 
     if not folder.is_dir():
         raise ValueError(f"results: expected a folder of records, got {folder}; pass --results FOLDER")
-    found, console = accuracies.standings(accuracies.read_all(folder)), Console()
+    found, console = accuracies.standings(recorded.read_all(folder)), Console()
     table = Table(*accuracies.COLUMNS, title="Long Range Arena")
     for row in accuracies.rows(found):
         table.add_row(*row)
@@ -96,14 +97,14 @@ def report(
 
     from . import record
     from . import report as pages
-    from .lra import results as lra_results
+    from .lra import standings
 
     files = sorted(file for path in results for file in (path.glob("*.json") if path.is_dir() else [path]))
     if not files:
         raise ValueError(f"results: expected records, got none in {', '.join(map(str, results))}; run ptd conformance")
     records = [record.read(file) for file in files]
     folders = [path / "lra" for path in results if (path / "lra").is_dir()]
-    accuracies = [table for folder in folders for table in lra_results.section(folder)]
+    accuracies = [table for folder in folders for table in standings.section(folder)]
     replace_file(html, pages.page(records, lra=accuracies).encode())
     if readme:
         replace_file(readme, pages.with_support_table(readme.read_text(), records).encode())

@@ -90,10 +90,10 @@ def _conclude(console: Any, run: Any, complete: bool, why: str) -> None:
 
 def _write(run: Any, state: str, note: str) -> None:
     """The record and the curve."""
-    from . import curve, results
+    from . import curve, results, standings
 
     record = results.of(run, state, note)
-    target = results.targets()["accuracy"].get(run.recipe.of, {}).get(run.recipe.task)
+    target = standings.targets()["accuracy"].get(run.recipe.of, {}).get(run.recipe.task)
     results.write(run.folder / f"{results.name(record)}.json", record)
     curve.write(run.folder, run.progress.curve, f"{run.recipe.task} {run.recipe.name}, seed {run.seed}", target)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ptd.contract import Backend
 
 from . import checkpoint
 from .clock import Clock
+from .progress import Diverged, Progress, diverged
 from .recipe import Recipe
 from .store import DataSet, Split
 
@@ -26,38 +26,9 @@ from .store import DataSet, Split
 PIECE_SECONDS, SAVE_SECONDS = 2.0, 120.0
 
 
-class Diverged(ValueError):
-    """The loss or a parameter is not finite."""
-
-
-@dataclass
-class Progress:
-    """How far a run is; all of it is in the checkpoint.
-
-    Attributes:
-        epoch, step: whole epochs done, and steps of the next one.
-        losses: of the steps of the epoch that is under way.
-        curve: one row per epoch: epoch, loss, validation accuracy, seconds of training so far.
-        best: the row whose parameters are tested.
-        test: test accuracy, once known.
-        seconds, timed_seconds, timed_samples: in training steps; without the first piece of every session, which
-            compiles; and the samples of these.
-        sessions: processes that worked on the run.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    losses: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    curve: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, float] | None = None
-    test: float | None = None
-    seconds: float = 0.0
-    timed_seconds: float = 0.0
-    timed_samples: int = 0
-    sessions: int = 0
-
-
 Report = Callable[["Run", float], None]
+
+__all__ = ["Diverged", "Progress", "Run"]
 
 
 class Run:
@@ -89,7 +60,7 @@ class Run:
         self.progress = Progress()
         self._best: dict[str, NDArray] = {}
         self._placed: dict[str, Any] = {}
-        self._piece, self._evaluation_seconds = 4, {"validation": 0.0, "test": 0.0}
+        self._piece, self._evaluation_seconds = 1, {"validation": 0.0, "test": 0.0}
         self._saved, self._save_seconds, self._compiled = time.monotonic(), 0.0, False
 
     @classmethod
@@ -140,10 +111,10 @@ class Run:
             if not clock.has(self._save_seconds + count * self._step_seconds()):
                 return False
             began = time.monotonic()
-            losses = self.learner.train(self._place("train"), order[p.step : p.step + count])
+            losses = self.learner.train(self.place("train"), order[p.step : p.step + count])
             took = time.monotonic() - began
             if not np.all(np.isfinite(losses)):
-                raise self._diverged(p.step + int(np.argmax(~np.isfinite(losses))))
+                raise diverged(self, p.step + int(np.argmax(~np.isfinite(losses))))
             p.losses, p.step = np.concatenate([p.losses, losses]), p.step + count
             self._timed(took, count)
             self.report(self, float(losses.mean()))
@@ -189,7 +160,7 @@ class Run:
         began = time.monotonic()
         targets = np.asarray(self.data.splits[split].targets)
         rows = np.arange(len(targets)) if rows is None else rows
-        outputs = self.learner.evaluate(self._place(split), rows, self.recipe.batch)
+        outputs = self.learner.evaluate(self.place(split), rows, self.recipe.batch)
         self._evaluation_seconds[split] = (time.monotonic() - began) / len(rows) * len(targets)
         if not np.all(np.isfinite(outputs)):
             raise Diverged(f"epoch {self.progress.epoch + 1}: expected finite outputs on {split}, got nan; lower lr")
@@ -234,31 +205,12 @@ class Run:
             self._piece = int(np.clip(PIECE_SECONDS / max(took / count, 1e-9), 1, 2 * self._piece))
         self._compiled = True
 
-    def _place(self, split: str) -> Any:
+    def place(self, split: str) -> Any:
+        """A split where the learner reads it."""
         if split not in self._placed:
             part: Split = self.data.splits[split]
             self._placed[split] = self.learner.place(part.inputs, part.targets, part.lengths)
         return self._placed[split]
-
-    def _diverged(self, step: int) -> Diverged:
-        """The error for a loss of the current epoch that is not finite: replay from the checkpoint and look."""
-        at = self.progress.epoch * self.steps + step
-        self.restore()
-        order = np.concatenate([self.order(epoch) for epoch in range(self.progress.epoch, at // self.steps + 1)])
-        done = self.progress.epoch * self.steps + self.progress.step
-        rows = order[self.progress.step :]
-        self.learner.train(self._place("train"), rows[: at - done])
-        where = f"step {at + 1} (epoch {at // self.steps + 1})"
-        if not (name := self._not_finite()):
-            self.learner.train(self._place("train"), rows[at - done : at - done + 1])
-            where, name = f"{where}, from finite parameters", self._not_finite() or "no parameter, only the loss"
-        return Diverged(
-            f"{where}: expected a finite loss, got one that is not, first in {name}; lower its learning rate"
-        )
-
-    def _not_finite(self) -> str:
-        leaves = self.learner.parameters()
-        return next((name for name in self.model.shapes() if not np.all(np.isfinite(leaves[name]))), "")
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
