@@ -35,6 +35,7 @@ SUBJECTS: dict[str, tuple[Layer, str]] = {
     "s4-fout-odd": (ptd.S4(2, 5), "fout"),
 }
 
+DIAGONAL = [name for name, (layer, _) in SUBJECTS.items() if "chunked" in layer.forms]
 ZOH = [name for name, (layer, _) in SUBJECTS.items() if layer.discretization == "zoh"]
 
 

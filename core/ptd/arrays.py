@@ -5,17 +5,45 @@ from __future__ import annotations
 from typing import Any
 
 from array_api_compat import array_namespace as namespace
+from array_api_compat import device
+
+from .pairs import Pair
 
 Array = Any
 
-__all__ = ["Array", "as_complex", "as_pair", "from_pair", "imag", "namespace", "real"]
+__all__ = [
+    "Array",
+    "arange",
+    "as_complex",
+    "as_pair",
+    "as_planes",
+    "astype",
+    "eye",
+    "from_pair",
+    "from_planes",
+    "imag",
+    "imaginary",
+    "namespace",
+    "real",
+]
+
+#: Namespaces whose complex numbers are Pairs. torch: its compiler emits no complex code, and complex models export to
+#: no other runtime (2.13). A namespace of a backend's own says so by an attribute complex_as_pairs.
+PAIRED = ("array_api_compat.torch",)
 
 
 def as_complex(re: Array, im: Array) -> Array:
-    """The complex array re + i im from two real ones of one dtype."""
+    """The complex array re + i im from two real ones of one dtype; a Pair where the framework's own would not do."""
     xp = namespace(re, im)
+    if getattr(xp, "complex_as_pairs", xp.__name__ in PAIRED):
+        return Pair(re, im, xp)
     dtype = xp.result_type(re.dtype, xp.complex64)
     return xp.astype(re, dtype) + xp.astype(im, dtype) * 1j
+
+
+def imaginary(im: Array) -> Array:
+    """The complex array i im."""
+    return as_complex(namespace(im).zeros_like(im), im)
 
 
 def real(x: Array) -> Array:
@@ -35,4 +63,30 @@ def from_pair(pair: Array) -> Array:
 
 def as_pair(x: Array) -> Array:
     """The real array (..., 2) of (re, im) of complex x (...,)."""
-    return namespace(x).stack([real(x), imag(x)], axis=-1)
+    return namespace(real(x)).stack([real(x), imag(x)], axis=-1)
+
+
+def from_planes(planes: Array) -> Array:
+    """The complex array (..., M) stored as planes (..., 2, M) of real and imaginary parts."""
+    return as_complex(planes[..., 0, :], planes[..., 1, :])
+
+
+def as_planes(x: Array) -> Array:
+    """The real array (..., 2, M) of the real and imaginary parts of complex x (..., M)."""
+    return namespace(real(x)).stack([real(x), imag(x)], axis=-2)
+
+
+def arange(stop: int, like: Array) -> Array:
+    """0 ... stop - 1 in the dtype and on the device of a real or integer array."""
+    return namespace(like).arange(stop, dtype=like.dtype, device=device(like))
+
+
+def eye(n: int, like: Array) -> Array:
+    """The real identity (n, n) in the precision and on the device of an array, which may be complex."""
+    like = real(like) if "complex" in str(like.dtype) else like
+    return namespace(like).eye(n, dtype=like.dtype, device=device(like))
+
+
+def astype(x: Array, like: Array) -> Array:
+    """x in the dtype of like, both real."""
+    return x if x.dtype == like.dtype else namespace(x).astype(x, like.dtype)

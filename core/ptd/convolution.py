@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from .arrays import Array, namespace, real
+from .arrays import Array, arange, as_complex, eye, imaginary, namespace, real
 from .discretization import inverse_of_small
 from .recurrence import LowRankTransition, dense_transition
 
@@ -65,24 +65,27 @@ def cauchy(transition: LowRankTransition, Lambda: Array, P: Array, B: Array, C: 
     C_tilde = (row - (row[..., None, :] @ powered)[..., 0, :])[..., : C.shape[-1]]
 
     step = step[..., None]
-    h = xp.arange(L, dtype=step.dtype) * (math.pi / L)
-    sine, cosine = (xp.astype(f(h), Lambda.dtype) for f in (xp.sin, xp.cos))
+    # With conj_sym the sum over all modes is real, so half of the frequencies tell the rest.
+    h = arange(L // 2 + 1 if conj_sym else L, like=step) * (math.pi / L)
+    sine, cosine = xp.sin(h), xp.cos(h)
 
     def pair(v: Array) -> Array:
         """The sum over all modes of v_n S_n(h): (..., N) -> (..., L)."""
 
         def over(v: Array, Lambda: Array) -> Array:
-            return xp.sum(v[..., None] * (step / (2j * sine - step * cosine * Lambda[..., None])), axis=-2)
+            return xp.sum(
+                v[..., None] * (step / (imaginary(2.0 * sine) - Lambda[..., None] * (step * cosine))), axis=-2
+            )
 
         return over(v, Lambda) + over(xp.conj(v), xp.conj(Lambda)) if conj_sym else over(v, Lambda)
 
     columns = [P[..., j] for j in range(P.shape[-1])]
     small = xp.stack([xp.stack([pair(xp.conj(p) * q) for q in columns], axis=-1) for p in columns], axis=-2)
-    W = inverse_of_small(cosine[..., None, None] * small + xp.eye(len(columns), dtype=small.dtype))
+    W = inverse_of_small(small * cosine[..., None, None] + eye(len(columns), like=small))
     from_B = xp.stack([pair(xp.conj(p) * B) for p in columns], axis=-1)[..., None]
     to_C = xp.stack([pair(C_tilde * p) for p in columns], axis=-1)[..., None, :]
-    K_hat = (cosine + 1j * sine) * (pair(C_tilde * B) - cosine * (to_C @ W @ from_B)[..., 0, 0])
-    return real(xp.fft.ifft(K_hat, axis=-1))
+    K_hat = as_complex(cosine, sine) * (pair(C_tilde * B) - (to_C @ W @ from_B)[..., 0, 0] * cosine)
+    return xp.fft.irfft(K_hat, n=L, axis=-1) if conj_sym else real(xp.fft.ifft(K_hat, axis=-1))
 
 
 def matrix_power(A: Array, L: int) -> Array:

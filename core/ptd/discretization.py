@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from .arrays import Array, namespace
+from .arrays import Array, eye, namespace, real
 from .recurrence import LowRankTransition
 
 #: Below this |z| the power series of phi_1 is used. 1/2 keeps the cancellation in (e^z - 1)/z and in its
@@ -60,7 +60,7 @@ def zoh(Lambda: Array, step: Array) -> tuple[Array, Array]:
     ([1.0, 0.6065], [0.5, 0.3935])
     """
     z = Lambda * step
-    return namespace(z).exp(z), step * phi_1(z)
+    return namespace(z).exp(z), phi_1(z) * step
 
 
 def bilinear(Lambda: Array, step: Array) -> tuple[Array, Array]:
@@ -106,11 +106,10 @@ def bilinear_low_rank(
     dP = d[..., None] * P
     across = LowRankTransition(d, dP, P + xp.zeros_like(dP), conj_sym).project
     gram = xp.stack([across(dP[..., j]) for j in range(P.shape[-1])], axis=-1)
-    scale = xp.astype(step + xp.zeros_like(xp.real(half)), half.dtype)
-    left = scale[..., None] * (
-        dP @ inverse_of_small(gram * scale[..., :1, None] / 2.0 + xp.eye(P.shape[-1], dtype=dP.dtype))
-    )
-    B_bar = scale * (d * B - xp.sum(left * across(d * B)[..., None, :], axis=-1) / 2.0)
+    scale = step + xp.zeros_like(real(half))
+    W = inverse_of_small(gram * (scale[..., :1, None] / 2.0) + eye(P.shape[-1], like=dP))
+    left = (dP @ xp.astype(W, dP.dtype)) * scale[..., None]
+    B_bar = (d * B - xp.sum(left * across(d * B)[..., None, :], axis=-1) / 2.0) * scale
     right = xp.conj(d)[..., None] * P
     return LowRankTransition((1.0 + half) * d, left, right, conj_sym), B_bar
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from . import convolution, recurrence
+from . import chunks, convolution, recurrence
 from .arrays import Array
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The performance-critical functions. The defaults are the definitions, in any array namespace.
+    """The performance-critical functions, and the choices between forms that depend on them.
+
+    The defaults are the definitions, in any array namespace.
 
     A backend passes its own table: ``Kernels(scan=my_scan)`` keeps the definitions for everything else.
 
@@ -25,6 +28,10 @@ class Kernels:
     cauchy: Callable[..., Array] = convolution.cauchy
     causal_convolution: Callable[..., Array] = convolution.causal_convolution
     mixing_convolution: Callable[..., Array] = convolution.mixing_convolution
+    carries: Callable[..., tuple[Array, Array]] = chunks.carries
+    chunk_length: Callable[[Any, int], int] = chunks.chunk_length
+    #: The form that is fastest here, by the kind of a layer; layers not named run in their own default form.
+    forms: Mapping[str, str] = field(default_factory=dict)
 
 
 PORTABLE = Kernels()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .arrays import Array, namespace, real
+from .arrays import Array, eye, namespace, real
 
 
 def scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Array | None = None) -> Array:
@@ -106,5 +106,4 @@ def dense_transition(transition: LowRankTransition) -> Array:
         diagonal, left, right = (
             xp.concat([part, xp.conj(part)], axis=axis) for part, axis in ((diagonal, -1), (left, -2), (right, -2))
         )
-    identity = xp.eye(diagonal.shape[-1], dtype=diagonal.dtype)
-    return identity * diagonal[..., None, :] - left @ xp.conj(xp.matrix_transpose(right))
+    return diagonal[..., None, :] * eye(diagonal.shape[-1], like=diagonal) - left @ xp.conj(xp.matrix_transpose(right))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arrays import Array, namespace
+from .arrays import Array, arange, namespace
 from .checks import fail
 
 
@@ -18,8 +18,7 @@ def valid(lengths: Array, L: int) -> Array:
     >>> valid(np.array([1, 2]), 2).tolist()
     [[True, False], [True, True]]
     """
-    xp = namespace(lengths)
-    return xp.arange(L, dtype=lengths.dtype) < lengths[..., None]
+    return arange(L, like=lengths) < lengths[..., None]
 
 
 def mask(x: Array, lengths: Array | None) -> Array:
@@ -36,7 +35,7 @@ def flip(x: Array, lengths: Array | None, axis: int = -2) -> Array:
     if lengths is None:
         return xp.flip(x, axis=axis)
     L = x.shape[axis]
-    k = xp.arange(L, dtype=lengths.dtype)
+    k = arange(L, like=lengths)
     source = xp.where(valid(lengths, L), lengths[..., None] - 1 - k, k)
     return _along(x, source, axis)
 
@@ -82,8 +81,13 @@ def last(x: Array, lengths: Array | None, before: Array) -> Array:
         return x[..., -1, :]
     xp = namespace(x)
     index = xp.where(lengths > 0, lengths - 1, xp.zeros_like(lengths))
-    end = _along(x, index[..., None], -2)[..., 0, :]
+    end = at(x, index)
     return xp.where(lengths[..., None] > 0, end, before)
+
+
+def at(x: Array, index: Array) -> Array:
+    """x (..., L, M) at one index (...) per sequence: (..., M)."""
+    return _along(x, index[..., None], -2)[..., 0, :]
 
 
 def pack(sequences: Sequence[Array]) -> tuple[Array, Array]:

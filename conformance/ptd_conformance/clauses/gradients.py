@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import cases, oracle, tolerance
 from ..bench import Bench
-from ..cases import SUBJECTS, ZOH, Case, case
+from ..cases import DIAGONAL, SUBJECTS, ZOH, Case, case
 from ..clause import clause
 from ..outcome import Measurement, compare
 
@@ -71,3 +71,13 @@ def gradient_survives_small_steps(bench: Bench, subject: str) -> Iterator[Measur
     c = case(subject, 5, dt=(1e-6, 1e-4))
     c = c.with_call(state=c.state, form="scan")
     yield from agree(bench, c, oracle.arguments(c))
+
+
+@clause("G7", DIAGONAL, needs="gradients")
+def gradient_of_the_chunked_form(bench: Bench, subject: str) -> Iterator[Measurement]:
+    """Every gradient of the chunked form, over several chunks: with a state, and both ways."""
+    c = case(subject, 70, ())
+    c = c.with_call(state=c.state, form="chunked")
+    yield from agree(bench, c, oracle.arguments(c))
+    both = case(subject, 70, (), bidirectional=True).with_call(form="chunked")
+    yield from agree(bench, both, oracle.arguments(both))

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ptd import convolution, recurrence
+from ptd import chunks, convolution, recurrence
+from ptd.arrays import as_planes
 
 from .. import tolerance
 from ..bench import Bench
@@ -99,3 +100,29 @@ def low_rank_scan_equals_its_definition(bench: Bench, subject: str) -> Iterator[
     error = recurrence.scan(gain, M * size, 0 * size[:, 0], resets)
     allowed = tolerance.FACTOR * np.finfo(bench.dtype).eps * error[..., None]
     yield compare("states", x, recurrence.scan_low_rank(there, drive, state, resets), allowed)
+
+
+@clause("K6", LENGTHS, every_dtype=True)
+def carries_equal_their_definition(bench: Bench, subject: str) -> Iterator[Measurement]:
+    """carries gives the states that enter each chunk from both sides, for shared and for per-feature coefficients."""
+    n = LENGTHS[subject]
+    for label, shape in (("shared", ()), ("per feature", (3,))):
+        a, drive = coefficients((*shape, M)), as_planes(signal((*shape, 2, n, 2, M)))
+        state = as_planes(signal((*shape, 2, M)))
+        kernels = bench.backend.kernels
+        found = kernels.carries(*(bench.array(v) for v in (a, drive, state)), scan=kernels.scan)
+        expected = chunks.carries(a, drive, state)
+        # Planes of sizes, the same for both: the recurrence with exact coefficients rounds product and sum per step.
+        sizes = (np.repeat(np.hypot(*np.moveaxis(v, -2, 0))[..., None, :], 2, axis=-2) for v in (drive, state))
+        size = _majorant(np.abs(a), *sizes)
+        error = _majorant(np.abs(a), 2 * size[0], 2 * size[0][..., 0, 0, :, :] * 0)
+        for name, x, y, allowed in zip(("entering", "final"), found, expected, error, strict=True):
+            allowed = tolerance.FACTOR * np.finfo(bench.dtype).eps * (allowed + size[name == "final"])
+            yield compare(f"{label} {name}", bench.host(x), y, allowed)
+
+
+def _majorant(a: NDArray, drive: NDArray, state: NDArray) -> tuple[NDArray, NDArray]:
+    """The recurrence of carries on moduli, each in both planes."""
+    moduli = (v * np.array([1.0, 0.0])[:, None] for v in (drive, state))
+    entering, final = chunks.carries(a, *moduli)
+    return tuple(np.repeat(v[..., :1, :], 2, axis=-2) for v in (entering, final))

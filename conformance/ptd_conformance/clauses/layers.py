@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import cases, oracle, tolerance
 from ..bench import Bench
-from ..cases import SUBJECTS, ZOH, Case, case
+from ..cases import DIAGONAL, SUBJECTS, ZOH, Case, case
 from ..clause import clause
 from ..outcome import Measurement, compare
 
@@ -136,3 +136,12 @@ def unstable_parameters_cannot_be_reached(bench: Bench, subject: str) -> Iterato
     c = case(subject, 11)
     params = c.params | {"Lambda_re": np.abs(c.params["Lambda_re"])}
     yield from agrees(bench, Case(c.layer, params, c.u, {"form": "scan"}))
+
+
+@clause("L17", DIAGONAL, every_dtype=True)
+def chunked_form_equals_the_reference(bench: Bench, subject: str) -> Iterator[Measurement]:
+    """The chunked form equals the reference over several chunks, the last one cut: with a state, and both ways."""
+    c = case(subject, 150)
+    yield from agrees(bench, c.with_call(state=c.state, form="chunked"), "with a state, ")
+    both = case(subject, 150, bidirectional=True)
+    yield from agrees(bench, both.with_call(lengths=np.array([150, 67]), form="chunked"), "both ways, ")

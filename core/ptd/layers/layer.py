@@ -20,8 +20,6 @@ Parameters = Mapping[str, Array]
 #: can leave the left half-plane. A mode pushed past the margin decays at the margin and gets no gradient there.
 STABILITY_MARGIN = 1e-4
 
-FORMS = ("scan", "convolution")
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -43,7 +41,8 @@ class Layer:
     bidirectional: bool = False
     skip: bool = True
 
-    #: Which form runs a time-invariant sequence by default: "scan" or "convolution".
+    #: The ways of running a sequence, and the one taken by default; all but "scan" need time-invariance.
+    forms: ClassVar[tuple[str, ...]] = ("scan", "convolution")
     default_form: ClassVar[str] = "scan"
     discretizations: ClassVar[tuple[str, ...]] = tuple(RULES)
 
@@ -129,10 +128,15 @@ class Layer:
             checks.positive("step_scale", step_scale, "it multiplies step sizes, which are times")
             checks.broadcasts("step_scale", step_scale, tuple(u.shape[:-1]), time)
         if form is not None:
-            checks.choice("form", form, FORMS)
-            if form == "convolution" and (resets is not None or np.ndim(step_scale) > 0):
+            checks.choice("form", form, self.forms)
+            if form != "scan" and (resets is not None or np.ndim(step_scale) > 0):
                 need = "'scan' with resets or per-sample steps"
-                raise checks.fail("form", need, repr(form), "a convolution needs time-invariance")
+                raise checks.fail("form", need, repr(form), "other forms need time-invariance")
+            if form == "chunked" and self.bidirectional and state is not None:
+                need = "'scan' for a bidirectional layer with a state"
+                raise checks.fail(
+                    "form", need, repr(form), "the last chunk may end before the state enters from the right"
+                )
 
     # --- running -----------------------------------------------------------------------------------------------
 
@@ -162,7 +166,8 @@ class Layer:
             step_scale: factor on the step size: a number (another sampling rate), or (..., L) or (L,), one per
                 sample (irregular sampling). Positive.
             return_state: also return the final state.
-            form: "scan" or "convolution"; by default the layer's faster one that supports the call.
+            form: "scan", "convolution" or, for diagonal layers, "chunked"; by default the fastest that supports the
+                call.
             kernels: the table of kernels to run on.
 
         Returns:
@@ -181,8 +186,11 @@ class Layer:
         self.check_call(params, u, **call)
         signal = self.signal(u, lengths, resets, step_scale)
         starts = self._starts(state)
-        if form is None:
-            form = "scan" if signal.per_sample or resets is not None else self.default_form
+        form = form or self._fastest_form(signal, state, kernels)
+        if form == "chunked":
+            y, end = self.chunked(params, signal, starts[0], return_state, kernels)
+            y = sequences.mask(y, signal.lengths)
+            return (y, end) if return_state else y
         y, end = self._run(params, "C", signal, starts[0], return_state, form, kernels)
         ends = [end]
         if self.bidirectional:
@@ -257,6 +265,12 @@ class Layer:
     def _Lambda_shape(self) -> tuple[int, ...]:
         raise NotImplementedError
 
+    def chunked(
+        self, params: Parameters, signal: sequences.Signal, x0: Array | None, return_state: bool, kernels: Kernels
+    ) -> tuple[Array, Array | None]:
+        """Output of all directions with D, and the final state where asked for, by chunks (diagonal layers)."""
+        raise NotImplementedError
+
     # --- shared parts ------------------------------------------------------------------------------------------
 
     @property
@@ -303,6 +317,12 @@ class Layer:
             return y, self._final(self.states(params, signal, x0, kernels), signal, x0) if return_state else None
         x = self.states(params, signal, x0, kernels)
         return self.readout(C, x), self._final(x, signal, x0) if return_state else None
+
+    def _fastest_form(self, signal: sequences.Signal, state: Array | None, kernels: Kernels) -> str:
+        if signal.per_sample or signal.resets is not None:
+            return "scan"
+        fastest = kernels.forms.get(self.kind, self.default_form)
+        return "scan" if fastest == "chunked" and self.bidirectional and state is not None else fastest
 
     def _final(self, x: Array, signal: sequences.Signal, x0: Array | None) -> Array:
         xp, batch = namespace(x), signal.u.shape[:-2]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import checks
-from ..arrays import Array, as_complex, imag, namespace, real
+from ..arrays import Array, as_complex, as_planes, astype, eye, from_planes, imag, namespace, real
+from ..chunks import ChunkSystem
 from ..convolution import powers
 from ..kernels import Kernels
 from ..sequences import Signal
@@ -70,3 +71,45 @@ class S5(DiagonalLayer):
         K = self.weight * real((C * kept[:, None, :]) @ (gain[:, None] * self.complex_leaf(params, "B")))
         y = kernels.mixing_convolution(signal.u, K)
         return y if x0 is None else y + self.readout(C, (Lambda_bar * xp.expand_dims(x0, axis=-2)) * kept)
+
+    # --- the chunked form: the samples of a chunk side by side, (..., n, T H) ----------------------------------
+
+    def input_rows(self, params: Parameters, gain: Array) -> Array:
+        return (gain[:, None] * self.complex_leaf(params, "B")).T
+
+    def lag_products(self, C: Array, drive: Array) -> Array:
+        # (T, H_in, P) @ (P, H_out)
+        return real(namespace(drive).moveaxis(drive, -1, 0) @ C.T)
+
+    def feedthrough(self, D: Array) -> Array:
+        return eye(self.d_model, like=D) * D
+
+    def arranged(self, decay: Array, into: Array, out: Array, direct: Array) -> ChunkSystem:
+        xp, (H, parts, P, T) = namespace(into), into.shape
+        return ChunkSystem(
+            decay,
+            xp.reshape(xp.permute_dims(into, (3, 0, 1, 2)), (T * H, parts * P)),
+            xp.reshape(xp.permute_dims(out, (1, 2, 3, 0)), (parts * P, T * H)),
+            xp.reshape(xp.permute_dims(direct, (0, 2, 1, 3)), (T * H, T * H)),
+        )
+
+    def into_states(self, u: Array, into: Array) -> Array:
+        xp = namespace(u)
+        drive = self._samples(u) @ astype(into, u)
+        return xp.reshape(drive, (*u.shape[:-2], 2 if self.bidirectional else 1, 2, self.modes))
+
+    def out_of_chunks(self, u: Array, entering: Array, system: ChunkSystem) -> Array:
+        xp = namespace(u)
+        states = astype(xp.reshape(entering, (*entering.shape[:-3], system.out.shape[0])), u)
+        return xp.reshape(self._samples(u) @ astype(system.direct, u) + states @ astype(system.out, u), u.shape)
+
+    def state_planes(self, x: Array) -> Array:
+        return as_planes(x)
+
+    def from_state_planes(self, planes: Array) -> Array:
+        return from_planes(planes)
+
+    def _samples(self, u: Array) -> Array:
+        """Chunks (..., n, T, H) as (..., n, T H)."""
+        *rows, T, H = u.shape
+        return namespace(u).reshape(u, (*rows, T * H))
