@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from array_api_compat import array_namespace as namespace
-from array_api_compat import device
+import array_api_compat
 
 from .pairs import Pair
 
@@ -27,9 +26,17 @@ __all__ = [
     "real",
 ]
 
+#: Namespaces of frameworks that are unknown to array_api_compat, by the module of their array type. A backend adds its own.
+NAMESPACES: dict[str, Any] = {}
+
 #: Namespaces whose complex numbers are Pairs. torch: its compiler emits no complex code, and complex models export to
 #: no other runtime (2.13). A namespace of a backend's own says so by an attribute complex_as_pairs.
 PAIRED = ("array_api_compat.torch",)
+
+
+def namespace(*arrays: Array) -> Any:
+    """The functions for arrays of one framework."""
+    return NAMESPACES.get(type(arrays[0]).__module__) or array_api_compat.array_namespace(*arrays)
 
 
 def as_complex(re: Array, im: Array) -> Array:
@@ -78,13 +85,18 @@ def as_planes(x: Array) -> Array:
 
 def arange(stop: int, like: Array) -> Array:
     """0 ... stop - 1 in the dtype and on the device of a real or integer array."""
-    return namespace(like).arange(stop, dtype=like.dtype, device=device(like))
+    return namespace(like).arange(stop, dtype=like.dtype, **_placed(like))
 
 
 def eye(n: int, like: Array) -> Array:
     """The real identity (n, n) in the precision and on the device of an array, which may be complex."""
     like = real(like) if "complex" in str(like.dtype) else like
-    return namespace(like).eye(n, dtype=like.dtype, device=device(like))
+    return namespace(like).eye(n, dtype=like.dtype, **_placed(like))
+
+
+def _placed(like: Array) -> dict[str, Any]:
+    """The device of an array as an argument; mlx's arrays have none, its memory is one."""
+    return {"device": like.device} if hasattr(like, "device") else {}
 
 
 def astype(x: Array, like: Array) -> Array:

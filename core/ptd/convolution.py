@@ -73,9 +73,8 @@ def cauchy(transition: LowRankTransition, Lambda: Array, P: Array, B: Array, C: 
         """The sum over all modes of v_n S_n(h): (..., N) -> (..., L)."""
 
         def over(v: Array, Lambda: Array) -> Array:
-            return xp.sum(
-                v[..., None] * (step / (imaginary(2.0 * sine) - Lambda[..., None] * (step * cosine))), axis=-2
-            )
+            S = 1.0 / (imaginary(2.0 * sine) - Lambda[..., None] * (step * cosine)) * step
+            return xp.sum(v[..., None] * S, axis=-2)
 
         return over(v, Lambda) + over(xp.conj(v), xp.conj(Lambda)) if conj_sym else over(v, Lambda)
 

@@ -79,7 +79,7 @@ def bilinear(Lambda: Array, step: Array) -> tuple[Array, Array]:
     ([1.0, 0.3333], [0.5, 0.3333])
     """
     half = Lambda * step / 2.0
-    return (1.0 + half) / (1.0 - half), step / (1.0 - half)
+    return (1.0 + half) / (1.0 - half), 1.0 / (1.0 - half) * step
 
 
 def bilinear_low_rank(

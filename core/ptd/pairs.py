@@ -2,8 +2,8 @@
 
 A Pair is an array to the code of core: it has operators, indexing, shape and dtype, and its __array_namespace__ holds
 the functions core calls. So every formula of core runs in real arithmetic where it has to, unchanged. In mixed
-products the complex factor comes first (gain * step, not step * gain): not every framework's arrays give way to the
-right-hand operand.
+products the complex factor comes first (gain * step, not step * gain), and an array is not divided by a Pair: not
+every framework's arrays give way to the right-hand operand.
 """
 
 from __future__ import annotations
