@@ -16,6 +16,7 @@ from metal_shim import Kernel
 
 from ptd import recurrence
 from ptd_mlx import gpu
+from ptd_mlx.kernels import with_gradient
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "darwin", reason="there the conformance suite runs the kernels themselves"
@@ -98,7 +99,7 @@ def reference_scan(a, b, start, resets, reverse):
 @pytest.mark.parametrize("M", [1, 5, 33])
 def test_scan_equals_its_definition(L, M, per_step, resets, reverse):
     a, b, start, flagged = scan_arguments(L, M, per_step, resets)
-    x = gpu.diagonal_scan(planes(a), planes(b), planes(start), on_device(flagged), reverse)
+    x = with_gradient(gpu.run, planes(a), planes(b), planes(start), on_device(flagged), reverse=reverse)
     size = reference_scan(np.abs(a), np.abs(b), np.abs(start), flagged, reverse)
     agree(joined(x), reference_scan(a, b, start, flagged, reverse), size)
 
@@ -110,7 +111,7 @@ def test_gradients_of_the_scan_are_its_derivatives(L, per_step, resets, reverse)
     w = draw(np.random.default_rng(7), BATCH, L, 3)
 
     def loss(a, b, start):
-        x = gpu.diagonal_scan(a, b, start, on_device(flagged), reverse)
+        x = with_gradient(gpu.run, a, b, start, on_device(flagged), reverse=reverse)
         return sum(mx.sum(v * x_part) for v, x_part in zip(planes(w), x, strict=True))
 
     found = mx.grad(loss, argnums=(0, 1, 2))(planes(a), planes(b), planes(start))
@@ -197,7 +198,7 @@ def test_the_order_of_threads_does_not_matter(order, compiled, monkeypatch):
     b = draw(np.random.default_rng(1), BATCH, 70, 5)
 
     def everything():
-        x = gpu.diagonal_scan(planes(a[0]), planes(b), planes(start[:, 0]), on_device(flagged))
+        x = gpu.run(planes(a[0]), planes(b), planes(start[:, 0]), on_device(flagged))
         run = functools.partial(gpu.siso_scan, resets=on_device(flagged))
         arguments = (mx.array(u.astype(np.float32)), *map(planes, (a, w, c, start)))
         gradient = mx.grad(lambda *v: mx.sum(run(*v)[0]), argnums=(0, 1, 2, 3, 4))(*arguments)
@@ -229,7 +230,7 @@ def test_the_shim_catches_a_kernel(change, tmp_path, monkeypatch):
     def right(order):
         monkeypatch.setattr(Kernel, "turns", staticmethod(order))
         try:
-            x = gpu.diagonal_scan(planes(a), planes(b), planes(start))
+            x = gpu.run(planes(a), planes(b), planes(start))
         except RuntimeError:
             return False
         return bool(np.max(np.abs(joined(x) - recurrence.scan(a, b, start))) < 1e-4)

@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-Planes = tuple[mx.array, mx.array]
+from .tree import Planes
 
 #: Threads of a SIMD group on Apple's GPUs, and of a warp.
 LANES = 32
@@ -22,9 +22,9 @@ PIECES = 16
 BLOCK = 32
 
 
-def available() -> bool:
-    """Whether mlx has a GPU to run these kernels on."""
-    return mx.metal.is_available() or mx.cuda.is_available()
+def in_use() -> bool:
+    """Whether mlx computes on a GPU unless told otherwise."""
+    return mx.default_device() == mx.gpu
 
 
 @functools.cache
@@ -47,80 +47,34 @@ def header(cuda: bool) -> str:
 # --- the diagonal scan -----------------------------------------------------------------------------------------
 
 
-def diagonal_scan(a: Planes, b: Planes, start: Planes, resets: mx.array | None = None, reverse: bool = False) -> Planes:
-    """ptd.recurrence.scan on planes, or with reverse the recurrence x_k = a_k x_{k+1} + b_k from right to left.
-
-    Args:
-        a: (M,), or (rows, L, M) per step.
-        b: (rows, L, M).
-        start: (rows, M), the state before the first step taken.
-        resets: bool (rows, L), or None.
-        reverse: the direction of time.
-
-    Returns:
-        x, (rows, L, M).
-    """
-    return _scan_with_gradient(reverse, resets is not None)(*a, *b, *start, _flags(resets))
-
-
-@functools.cache
-def _scan_with_gradient(reverse: bool, with_resets: bool) -> Callable:
-    @mx.custom_function
-    def scan(a_re: Any, a_im: Any, b_re: Any, b_im: Any, start_re: Any, start_im: Any, resets: Any) -> Planes:
-        return _launch_scan((a_re, a_im), (b_re, b_im), (start_re, start_im), resets, reverse, with_resets)
-
-    @scan.vjp
-    def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple:
-        """With l_k = conj(a_{k+1}) l_{k+1} + g_k: l for b, conj(a_0) l_0 for the start, conj(x_{k-1}) l_k for a."""
-        a, start, resets = primals[0:2], primals[4:6], primals[6]
-        zero = tuple(map(mx.zeros_like, start))
-        l = _launch_scan(a, cotangents, zero, resets, not reverse, with_resets, adjoint=True)  # noqa: E741
-        before = tuple(_before(x, x0, reverse) for x, x0 in zip(outputs, start, strict=True))
-        first = -1 if reverse else 0
-        at_first = tuple(part[..., first, :] if part.ndim > 1 else part for part in a)
-        moved = _conjugate_product(at_first, tuple(part[:, first] for part in l))
-        if with_resets:
-            before = tuple(mx.where(resets[..., None], 0.0, part) for part in before)
-            moved = tuple(mx.where(resets[:, first, None], 0.0, part) for part in moved)
-        by_step = _conjugate_product(before, l)
-        by_a = by_step if a[0].ndim > 1 else tuple(mx.sum(part, axis=(0, 1)) for part in by_step)
-        return (*by_a, *l, *moved, mx.zeros_like(resets))
-
-    return scan
-
-
-def _launch_scan(
-    a: Planes, b: Planes, start: Planes, resets: mx.array, reverse: bool, with_resets: bool, adjoint: bool = False
+def run(
+    a: Planes,
+    b: Planes,
+    start: Planes | None = None,
+    resets: mx.array | None = None,
+    *,
+    reverse: bool = False,
+    adjoint: bool = False,
 ) -> Planes:
+    """As tree.run, in one kernel."""
     rows, L, M = b[0].shape
     modes = min(LANES, 1 << (M - 1).bit_length())
-    run = kernel(
+    scan = kernel(
         "diagonal_scan",
         ("a_re", "a_im", "b_re", "b_im", "start_re", "start_im", "resets", "sizes"),
         ("out_re", "out_im"),
     )
-    options = {"FIXED": a[0].ndim == 1, "REVERSE": reverse, "ADJOINT": adjoint, "RESETS": with_resets}
-    out_re, out_im = run(
-        inputs=[*a, *b, *start, resets, mx.array([L, M], mx.uint32)],
+    options = {"FIXED": a[0].ndim == 1, "REVERSE": reverse, "ADJOINT": adjoint, "RESETS": resets is not None}
+    start = start or (mx.zeros((rows, M)), mx.zeros((rows, M)))
+    re, im = scan(
+        inputs=[*a, *b, *start, _flags(resets), mx.array([L, M], mx.uint32)],
         template=[*options.items(), ("MODES", modes), ("CHUNKS", PIECES)],
         grid=(rows * -(-M // modes) * modes, PIECES, 1),
         threadgroup=(modes, PIECES, 1),
         output_shapes=[b[0].shape] * 2,
         output_dtypes=[mx.float32] * 2,
     )
-    return out_re, out_im
-
-
-def _before(x: mx.array, start: mx.array, reverse: bool) -> mx.array:
-    """x_{k-1} in the direction of time, starting from the start."""
-    if reverse:
-        return mx.concatenate([x[:, 1:], start[:, None]], axis=1)
-    return mx.concatenate([start[:, None], x[:, :-1]], axis=1)
-
-
-def _conjugate_product(z: Planes, w: Planes) -> Planes:
-    """conj(z) w."""
-    return z[0] * w[0] + z[1] * w[1], z[0] * w[1] - z[1] * w[0]
+    return re, im
 
 
 # --- the fused single-input, single-output scan ----------------------------------------------------------------

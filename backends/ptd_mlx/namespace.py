@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 Array = Any
 
@@ -47,6 +48,12 @@ def imag(x: Array) -> Array:
 def conj(x: Array) -> Array:
     """The complex conjugate: x itself, if it is real."""
     return mx.conj(x) if x.dtype == mx.complex64 else x
+
+
+def asarray(x: Any, dtype: Any = None) -> Array:
+    """A copy of a host value, never a view of its memory; an mlx array as it is."""
+    x = x if isinstance(x, mx.array) else mx.array(np.asarray(x, order="C"))
+    return x if dtype is None else x.astype(dtype)
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ __all__ = [
     "real",
 ]
 
-#: Namespaces of frameworks that are unknown to array_api_compat, by the module of their array type. A backend adds its own.
+#: Namespaces of frameworks unknown to array_api_compat, by the module of their array type. A backend adds its own.
 NAMESPACES: dict[str, Any] = {}
 
 #: Namespaces whose complex numbers are Pairs. torch: its compiler emits no complex code, and complex models export to

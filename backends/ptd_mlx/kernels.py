@@ -1,0 +1,103 @@
+"""Kernels of the mlx backend: the diagonal scan with its own gradient, a tree on a CPU and one kernel on a GPU."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+from ptd.kernels import Kernels
+from ptd.pairs import Pair
+
+from . import gpu, tree
+from .tree import Planes
+
+
+def scan(Lambda_bar: Pair, drive: Pair, state: Pair | None = None, resets: mx.array | None = None) -> Pair:
+    """ptd.recurrence.scan: work and memory linear in L, forward and backward."""
+    *batch, L, M = drive.shape
+    a, b = planes(Lambda_bar), tuple(part.reshape(-1, L, M) for part in planes(drive))
+    if Lambda_bar.ndim > 1:
+        a = tuple(mx.broadcast_to(part, drive.shape).reshape(-1, L, M) for part in a)
+    start = None if state is None else tuple(mx.broadcast_to(p, (*batch, M)).reshape(-1, M) for p in planes(state))
+    resets = None if resets is None else mx.broadcast_to(resets, (*batch, L)).reshape(-1, L)
+    run = gpu.run if gpu.in_use() else tree.run
+    re, im = with_gradient(run, a, b, start, resets)
+    return Pair(re.reshape(drive.shape), im.reshape(drive.shape), drive.xp)
+
+
+def planes(x: Pair) -> Planes:
+    """Real and imaginary part."""
+    return x.re, x.im
+
+
+def with_gradient(
+    run: Callable[..., Planes],
+    a: Planes,
+    b: Planes,
+    start: Planes | None = None,
+    resets: mx.array | None = None,
+    *,
+    reverse: bool = False,
+) -> Planes:
+    """A recurrence (tree.run or gpu.run) that is differentiated by another run of it, in the opposite direction."""
+    extra = (*(start or ()), *(() if resets is None else (resets,)))
+    return _differentiable(run, start is not None, resets is not None, reverse)(*a, *b, *extra)
+
+
+@functools.cache
+def _differentiable(run: Callable[..., Planes], with_start: bool, with_resets: bool, reverse: bool) -> Callable:
+    def unpacked(arguments: Any) -> tuple[Planes, Planes, Planes | None, mx.array | None]:
+        start = tuple(arguments[4:6]) if with_start else None
+        return tuple(arguments[:2]), tuple(arguments[2:4]), start, arguments[-1] if with_resets else None  # type: ignore[return-value]
+
+    @mx.custom_function
+    def scan(*arguments: mx.array) -> Planes:
+        return run(*unpacked(arguments), reverse=reverse)
+
+    @scan.vjp
+    def gradients(arguments: Any, cotangents: Any, x: Any) -> tuple[mx.array, ...]:
+        """With g_k the gradient of x_k alone, l_k = g_k + conj(a_{k+1}) l_{k+1}:
+
+        l for b, conj(x_{k-1}) l_k for a, and conj(a_0) l_0 for the start.
+        """
+        a, _, start, resets = unpacked(arguments)
+        l = run(a, tuple(cotangents), None, resets, reverse=not reverse, adjoint=True)  # noqa: E741
+        before = tuple(_before(part, start and start[i], reverse) for i, part in enumerate(x))
+        if resets is not None:
+            before = tuple(mx.where(resets[..., None], 0.0, part) for part in before)
+        by_a = _conjugate_product(*before, *l)
+        if a[0].ndim == 1:
+            by_a = tuple(mx.sum(part, axis=(0, 1)) for part in by_a)
+        rest: tuple[mx.array, ...] = ()
+        if start is not None:
+            rest = _at_start(a, l, resets, -1 if reverse else 0)
+        return (*by_a, *l, *rest, *(() if resets is None else (mx.zeros_like(resets),)))
+
+    return scan
+
+
+def _before(x: mx.array, start: mx.array | None, reverse: bool) -> mx.array:
+    """x_{k-1} in the direction of time."""
+    edge = mx.zeros_like(x[:, :1]) if start is None else start[:, None]
+    return mx.concatenate([x[:, 1:], edge] if reverse else [edge, x[:, :-1]], axis=1)
+
+
+def _at_start(a: Planes, l: Planes, resets: mx.array | None, first: int) -> Planes:  # noqa: E741
+    at_first = tuple(part if part.ndim == 1 else part[:, first] for part in a)
+    moved = _conjugate_product(*at_first, *(part[:, first] for part in l))
+    if resets is None:
+        return moved
+    re, im = (mx.where(resets[:, first, None], 0.0, part) for part in moved)
+    return re, im
+
+
+@functools.partial(mx.compile, shapeless=True)
+def _conjugate_product(z_re: mx.array, z_im: mx.array, w_re: mx.array, w_im: mx.array) -> Planes:
+    """conj(z) w."""
+    return z_re * w_re + z_im * w_im, z_re * w_im - z_im * w_re
+
+
+KERNELS = Kernels(scan=scan)
