@@ -56,6 +56,23 @@ def asarray(x: Any, dtype: Any = None) -> Array:
     return x if dtype is None else x.astype(dtype)
 
 
+@mx.custom_function
+def linear(x: Array, weight: Array) -> Array:
+    """x weight^T, with no product in which both operands are traversed against their layout.
+
+    On Linux mlx computes products with the reference BLAS, whose loops over x W^T are 2.5 times slower than over x W
+    with a contiguous W; a small weight is worth transposing.
+    """
+    return x @ mx.contiguous(weight.T)
+
+
+@linear.vjp
+def _linear_vjp(primals: Any, cotangent: Any, output: Any) -> tuple[Array, Array]:
+    x, weight = primals
+    rows = cotangent.reshape(-1, cotangent.shape[-1])
+    return cotangent @ weight, rows.T @ x.reshape(-1, x.shape[-1])
+
+
 def __getattr__(name: str) -> Any:
     """All else is mlx's own."""
     return getattr(mx, name)

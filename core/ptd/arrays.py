@@ -22,6 +22,7 @@ __all__ = [
     "from_planes",
     "imag",
     "imaginary",
+    "linear",
     "namespace",
     "real",
 ]
@@ -102,3 +103,12 @@ def _placed(like: Array) -> dict[str, Any]:
 def astype(x: Array, like: Array) -> Array:
     """x in the dtype of like, both real."""
     return x if x.dtype == like.dtype else namespace(x).astype(x, like.dtype)
+
+
+def linear(x: Array, weight: Array) -> Array:
+    """x (..., n) times the transpose of weight (m, n), both real: (..., m). A namespace may have a faster one."""
+    return getattr(namespace(x), "linear", _linear)(x, weight)
+
+
+def _linear(x: Array, weight: Array) -> Array:
+    return x @ weight.T

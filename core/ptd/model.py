@@ -17,7 +17,7 @@ import numpy as np
 from numpy.random import Generator
 
 from . import checks, sequences
-from .arrays import Array, namespace
+from .arrays import Array, linear, namespace
 from .initialization import Leaves, initialize
 from .layers import Layer
 
@@ -343,7 +343,7 @@ class _Scope:
 
 
 def _linear(scope: _Scope, name: str, x: Array) -> Array:
-    return x @ scope[f"{name}.weight"].T + scope[f"{name}.bias"]
+    return linear(x, scope[f"{name}.weight"]) + scope[f"{name}.bias"]
 
 
 def _moments(x: Array, lengths: Array | None) -> tuple[Array, Array]:
