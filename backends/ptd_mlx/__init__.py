@@ -18,7 +18,7 @@ from ptd.portable import PortableBackend
 from . import namespace
 from .kernels import KERNELS
 
-arrays.NAMESPACES["mlx.core"] = namespace
+arrays.NAMESPACES[mx.array] = namespace
 
 
 class MlxBackend(PortableBackend):

@@ -56,6 +56,16 @@ def asarray(x: Any, dtype: Any = None) -> Array:
     return x if dtype is None else x.astype(dtype)
 
 
+def arange(stop: int, dtype: Any = None, device: None = None) -> Array:
+    """0 ... stop - 1. mlx's arrays have no device: its memory is one."""
+    return mx.arange(stop, dtype=dtype)
+
+
+def eye(n: int, dtype: Any = None, device: None = None) -> Array:
+    """The identity (n, n)."""
+    return mx.eye(n, dtype=dtype)
+
+
 @mx.custom_function
 def linear(x: Array, weight: Array) -> Array:
     """x weight^T, with no product in which both operands are traversed against their layout.

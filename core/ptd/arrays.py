@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import array_api_compat
+from array_api_compat import array_namespace, device
 
 from .pairs import Pair
 
@@ -23,21 +23,26 @@ __all__ = [
     "imag",
     "imaginary",
     "linear",
+    "matmul",
     "namespace",
     "real",
+    "scale",
 ]
-
-#: Namespaces of frameworks unknown to array_api_compat, by the module of their array type. A backend adds its own.
-NAMESPACES: dict[str, Any] = {}
 
 #: Namespaces whose complex numbers are Pairs. torch: its compiler emits no complex code, and complex models export to
 #: no other runtime (2.13). A namespace of a backend's own says so by an attribute complex_as_pairs.
 PAIRED = ("array_api_compat.torch",)
 
+#: The namespace of an array type, where a backend knows it better or sooner than array_api_compat.
+NAMESPACES: dict[type, Any] = {}
+
 
 def namespace(*arrays: Array) -> Any:
-    """The functions for arrays of one framework."""
-    return NAMESPACES.get(type(arrays[0]).__module__) or array_api_compat.array_namespace(*arrays)
+    """The array-API namespace of arrays of one framework."""
+    if isinstance(arrays[0], Pair):
+        return arrays[0].__array_namespace__()
+    known = NAMESPACES.get(type(arrays[0]))
+    return array_namespace(*arrays) if known is None else known
 
 
 def as_complex(re: Array, im: Array) -> Array:
@@ -86,29 +91,36 @@ def as_planes(x: Array) -> Array:
 
 def arange(stop: int, like: Array) -> Array:
     """0 ... stop - 1 in the dtype and on the device of a real or integer array."""
-    return namespace(like).arange(stop, dtype=like.dtype, **_placed(like))
+    return namespace(like).arange(stop, dtype=like.dtype, device=_device(like))
 
 
 def eye(n: int, like: Array) -> Array:
-    """The real identity (n, n) in the precision and on the device of an array, which may be complex."""
-    like = real(like) if "complex" in str(like.dtype) else like
-    return namespace(like).eye(n, dtype=like.dtype, **_placed(like))
+    """The identity (n, n) in the dtype and on the device of an array."""
+    if isinstance(like, Pair):
+        return as_complex(eye(n, like.re), like.xp.zeros_like(eye(n, like.re)))
+    return namespace(like).eye(n, dtype=like.dtype, device=_device(like))
 
 
-def _placed(like: Array) -> dict[str, Any]:
-    """The device of an array as an argument; mlx's arrays have none, its memory is one."""
-    return {"device": like.device} if hasattr(like, "device") else {}
+def scale(z: Array, r: Array) -> Array:
+    """Complex z times real r, broadcast. Operators of a Pair take Pairs and numbers only."""
+    return Pair(z.re * r, z.im * r, z.xp) if isinstance(z, Pair) else z * r
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """The matrix product of two complex arrays."""
+    return x.matmul(y) if isinstance(x, Pair) else x @ y
+
+
+def linear(x: Array, weight: Array) -> Array:
+    """x (..., n) times the transpose of weight (m, n), both real: (..., m). A namespace may have a faster one."""
+    own = getattr(namespace(x), "linear", None)
+    return x @ weight.T if own is None else own(x, weight)
+
+
+def _device(x: Array) -> Any:
+    return getattr(x, "device", None) if type(x) in NAMESPACES else device(x)
 
 
 def astype(x: Array, like: Array) -> Array:
     """x in the dtype of like, both real."""
     return x if x.dtype == like.dtype else namespace(x).astype(x, like.dtype)
-
-
-def linear(x: Array, weight: Array) -> Array:
-    """x (..., n) times the transpose of weight (m, n), both real: (..., m). A namespace may have a faster one."""
-    return getattr(namespace(x), "linear", _linear)(x, weight)
-
-
-def _linear(x: Array, weight: Array) -> Array:
-    return x @ weight.T
