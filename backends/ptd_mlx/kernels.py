@@ -12,6 +12,7 @@ from ptd.kernels import Kernels
 from ptd.pairs import Pair
 
 from . import gpu, tree
+from .streams import differentiable
 from .tree import Planes
 
 
@@ -43,40 +44,32 @@ def with_gradient(
     reverse: bool = False,
 ) -> Planes:
     """A recurrence (tree.run or gpu.run) that is differentiated by another run of it, in the opposite direction."""
-    extra = (*(start or ()), *(() if resets is None else (resets,)))
-    return _differentiable(run, start is not None, resets is not None, reverse)(*a, *b, *extra)
 
+    def forward(*arguments: mx.array) -> Planes:
+        a, b, start = _unpacked(arguments)
+        return run(a, b, start, resets, reverse=reverse)
 
-@functools.cache
-def _differentiable(run: Callable[..., Planes], with_start: bool, with_resets: bool, reverse: bool) -> Callable:
-    def unpacked(arguments: Any) -> tuple[Planes, Planes, Planes | None, mx.array | None]:
-        start = tuple(arguments[4:6]) if with_start else None
-        return tuple(arguments[:2]), tuple(arguments[2:4]), start, arguments[-1] if with_resets else None  # type: ignore[return-value]
-
-    @mx.custom_function
-    def scan(*arguments: mx.array) -> Planes:
-        return run(*unpacked(arguments), reverse=reverse)
-
-    @scan.vjp
-    def gradients(arguments: Any, cotangents: Any, x: Any) -> tuple[mx.array, ...]:
+    def backward(arguments: Any, cotangents: Any, x: Any) -> tuple[mx.array, ...]:
         """With g_k the gradient of x_k alone, l_k = g_k + conj(a_{k+1}) l_{k+1}:
 
         l for b, conj(x_{k-1}) l_k for a, and conj(a_0) l_0 for the start.
         """
-        a, _, start, resets = unpacked(arguments)
+        a, _, start = _unpacked(arguments)
         l = run(a, tuple(cotangents), None, resets, reverse=not reverse, adjoint=True)  # noqa: E741
         before = tuple(_before(part, start and start[i], reverse) for i, part in enumerate(x))
         if resets is not None:
             before = tuple(mx.where(resets[..., None], 0.0, part) for part in before)
         by_a = _conjugate_product(*before, *l)
         if a[0].ndim == 1:
-            by_a = tuple(mx.sum(part, axis=(0, 1)) for part in by_a)
-        rest: tuple[mx.array, ...] = ()
-        if start is not None:
-            rest = _at_start(a, l, resets, -1 if reverse else 0)
-        return (*by_a, *l, *rest, *(() if resets is None else (mx.zeros_like(resets),)))
+            by_a = (mx.sum(by_a[0], axis=(0, 1)), mx.sum(by_a[1], axis=(0, 1)))
+        return (*by_a, *l, *(_at_start(a, l, resets, -1 if reverse else 0) if start else ()))
 
-    return scan
+    return differentiable(forward, backward)(*a, *b, *(start or ()))
+
+
+def _unpacked(arguments: tuple[mx.array, ...]) -> tuple[Planes, Planes, Planes | None]:
+    a_re, a_im, b_re, b_im, *start = arguments
+    return (a_re, a_im), (b_re, b_im), (start[0], start[1]) if start else None
 
 
 def _before(x: mx.array, start: mx.array | None, reverse: bool) -> mx.array:
