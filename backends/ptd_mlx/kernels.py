@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +20,12 @@ from .tree import Planes
 def scan(Lambda_bar: Pair, drive: Pair, state: Pair | None = None, resets: mx.array | None = None) -> Pair:
     """ptd.recurrence.scan: work and memory linear in L, forward and backward."""
     *batch, L, M = drive.shape
-    a, b = planes(Lambda_bar), tuple(part.reshape(-1, L, M) for part in planes(drive))
+    rows = math.prod(batch)
+    a, b = planes(Lambda_bar), _flat(planes(drive), drive.shape, (rows, L, M))
     if Lambda_bar.ndim > 1:
-        a = tuple(mx.broadcast_to(part, drive.shape).reshape(-1, L, M) for part in a)
-    start = None if state is None else tuple(mx.broadcast_to(p, (*batch, M)).reshape(-1, M) for p in planes(state))
-    resets = None if resets is None else mx.broadcast_to(resets, (*batch, L)).reshape(-1, L)
+        a = _flat(a, drive.shape, (rows, L, M))
+    start = None if state is None else _flat(planes(state), (*batch, M), (rows, M))
+    resets = None if resets is None else mx.broadcast_to(resets, (*batch, L)).reshape(rows, L)
     run = gpu.run if gpu.in_use() else tree.run
     re, im = with_gradient(run, a, b, start, resets)
     return Pair(re.reshape(drive.shape), im.reshape(drive.shape), drive.xp)
@@ -32,6 +34,11 @@ def scan(Lambda_bar: Pair, drive: Pair, state: Pair | None = None, resets: mx.ar
 def planes(x: Pair) -> Planes:
     """Real and imaginary part."""
     return x.re, x.im
+
+
+def _flat(x: Planes, shape: tuple[int, ...], flat: tuple[int, ...]) -> Planes:
+    re, im = (mx.broadcast_to(part, shape).reshape(flat) for part in x)
+    return re, im
 
 
 def with_gradient(

@@ -6,6 +6,7 @@ mlx runs the operations of one stream of a CPU one after the other on one core.
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -41,18 +42,21 @@ def differentiable(forward: Callable, backward: Callable) -> Callable:
 
 
 def _linear(x: Array, weight: Array) -> Array:
-    weight = mx.contiguous(weight.T)
-    rows = x.reshape(-1, x.shape[-1])
-    y = mx.concatenate(_by_rows(lambda part: part @ weight, weight.size, rows), axis=0)
-    return y.reshape(*x.shape[:-1], -1)
+    transposed = mx.contiguous(weight.T)
+    y = mx.concatenate(_by_rows(lambda part: part @ transposed, weight.size, _rows(x)), axis=0)
+    return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
 def _linear_gradients(arguments: Any, cotangent: Any, output: Any) -> tuple[Array, Array]:
     x, weight = arguments
-    rows, g = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
+    rows, g = _rows(x), _rows(cotangent)
     by_x = mx.concatenate(_by_rows(lambda part: part @ weight, weight.size, g), axis=0)
     by_weight = _by_rows(lambda g, part: g.T @ part, weight.size, g, rows)
     return by_x.reshape(x.shape), sum(by_weight[1:], start=by_weight[0])
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 #: x weight^T. No product traverses both operands across their layout: on Linux mlx has the reference BLAS, whose loops
