@@ -8,21 +8,23 @@ nox.options.sessions = ["tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 #: What each backend's framework is installed as. A backend is a folder under backends/.
-FRAMEWORKS = {"numpy": [], "jax": ["jax"]}
+FRAMEWORKS = {"numpy": [], "jax": ["jax"], "mlx": ["mlx"]}
 RESULTS = Path("conformance/results")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Core against mathematics, and the conformance suite against broken backends."""
-    session.install("-e", ".[test,quickstart,jax]")
+    session.install("-e", ".[test,quickstart,jax,mlx]")
     session.run("python", "-m", "pytest", *session.posargs)
 
 
 @nox.session
 def quickstart(session: nox.Session) -> None:
-    """Train on real digits, test under Fourier-mode noise, draw the transfer functions."""
-    session.install("-e", ".[quickstart,jax]")
+    """Train on real digits, test under Fourier-mode noise, draw the transfer functions; -- --backend NAME."""
+    names = dict(zip(session.posargs, session.posargs[1:], strict=False))
+    extras = ",".join(["quickstart", *FRAMEWORKS.get(names.get("--backend", "jax"), [])])
+    session.install("-e", f".[{extras}]")
     session.run("ptd", "quickstart", *session.posargs)
 
 

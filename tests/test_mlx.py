@@ -10,7 +10,7 @@ from mlx import nn
 
 import ptd
 from ptd_mlx import backend as be
-from ptd_mlx import streams, training
+from ptd_mlx import streams
 
 LAYER = ptd.S5(4, 8)
 U = np.random.default_rng(0).standard_normal((3, 9, 4)).astype(np.float32)
@@ -84,9 +84,9 @@ def test_products_over_several_cores_equal_one(cores, monkeypatch):
     np.testing.assert_allclose(by[1], np.einsum("bkm,bkn->mn", g, x), rtol=1e-5, atol=1e-5)
 
 
-def learner(seed=0, model=MODEL):
+def learner(seed=0):
     optimizer = ptd.Optimizer(lr=1e-2, total_steps=20, weight_decay=0.1, warmup_steps=2)
-    return be.learner(model, model.initialize(np.random.default_rng(1), init="legs"), optimizer, seed)
+    return be.learner(MODEL, MODEL.initialize(np.random.default_rng(1), init="legs"), optimizer, seed)
 
 
 def data():
@@ -130,16 +130,6 @@ def test_another_models_snapshot_is_refused():
 def test_another_seed_drops_other_units():
     first, second = learner(seed=0), learner(seed=1)
     assert first.train(first.place(*data()), ORDER[:1]) != second.train(second.place(*data()), ORDER[:1])
-
-
-def test_a_compiled_run_equals_an_uncompiled_one(monkeypatch):
-    # small: mlx runs a C++ compiler for every new element-wise kernel
-    model = ptd.SequenceModel(ptd.S4D(2, 4), 1, 2, 3, norm="none", activation="gelu", dropout=0.2)
-    plain = learner(model=model)
-    expected = plain.train(plain.place(*data()), ORDER)
-    monkeypatch.setattr(training, "LONG_RUN", 1)
-    compiled = learner(model=model)
-    np.testing.assert_allclose(compiled.train(compiled.place(*data()), ORDER), expected, rtol=1e-4)
 
 
 def test_evaluation_runs_in_batches():

@@ -1,4 +1,8 @@
-"""Training a SequenceModel with mlx.optimizers: one step, compiled where a run is long."""
+"""Training a SequenceModel with mlx.optimizers.
+
+The step is not compiled as a whole: on a CPU mlx calls a C++ compiler for every new element-wise kernel, half a minute
+for a model of one layer, and most of a step is products and transforms.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,6 @@ from ptd.contract import Backend
 from ptd.model import SequenceModel, Training, is_statistic
 from ptd.optimization import Group, Optimizer
 from ptd.whole_sets import as_set, batches
-
-#: Steps from which a run is compiled. On a CPU each new element-wise kernel costs a C++ compiler a third of a second,
-#: some 20 s a model; a compiled step then takes about a third of the time.
-LONG_RUN = 500
 
 
 class Placed(NamedTuple):
@@ -76,8 +76,7 @@ class MlxLearner:
         def outputs(leaves: dict, batch: Placed, layer_noise: Any = None) -> Array:
             return backend.apply_model(model, leaves, batch.inputs, lengths=batch.lengths, layer_noise=layer_noise)
 
-        self._step = mx.compile(step) if optimizer.total_steps >= LONG_RUN else step
-        self._outputs = outputs
+        self._step, self._outputs = step, outputs
 
     def step(self, inputs: Array, targets: Array, lengths: Array | None = None) -> Array:
         """One optimiser step; the loss before it, as a 0-d array."""
