@@ -15,8 +15,11 @@ import pytest
 from metal_shim import Kernel
 
 from ptd import recurrence
-from ptd_mlx import gpu
-from ptd_mlx.kernels import with_gradient
+from ptd_conformance.bench import Bench
+from ptd_conformance.outcome import Outcome
+from ptd_conformance.runner import run, trials
+from ptd_mlx import MlxBackend, gpu
+from ptd_mlx.kernels import ON_GPU, with_gradient
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "darwin", reason="there the conformance suite runs the kernels themselves"
@@ -187,6 +190,35 @@ def test_gradients_of_the_fused_scan_are_its_derivatives(L, N, resets):
         return inner(gy.astype(np.float32), y) + inner(gend, end)
 
     derivatives_agree(reference, tuple(arguments), [np.array(gu, np.float64), *map(joined, found)])
+
+
+# --- layers ----------------------------------------------------------------------------------------------------
+
+
+class OnTheShim(MlxBackend):
+    """The backend with the kernels of a GPU."""
+
+    kernels = ON_GPU
+
+
+#: Clauses in which the kernels meet everything a layer does with them, on diagonal layers.
+CLAUSES = ("K1", "K2", "K6", "L1", "L3", "L6", "L8", "L10", "L11", "L12", "L15", "L17", "G1", "G2", "G3", "G5")
+TRIALS = [
+    trial
+    for trial in trials(OnTheShim())
+    if trial.clause.id in CLAUSES and not trial.subject.startswith("s4-") and "bilinear" not in trial.subject
+]
+
+
+@pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.name)
+def test_conformance_holds_with_the_kernels_of_a_gpu(trial, bench):
+    result = run(trial, bench)
+    assert result.outcome is Outcome.PASS, result.reason
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return Bench(OnTheShim(), "float32")
 
 
 # --- what the shim is good for ---------------------------------------------------------------------------------

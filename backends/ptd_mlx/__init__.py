@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from ptd import arrays, checks
 from ptd.arrays import Array
+from ptd.kernels import Kernels
 from ptd.layers import Layer
 from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
 from ptd.portable import PortableBackend
 
 from . import namespace
-from .kernels import KERNELS
+from .kernels import ON_CPU, ON_GPU
 
 arrays.NAMESPACES[mx.array] = namespace
 
@@ -29,7 +30,11 @@ class MlxBackend(PortableBackend):
     distributions = ("mlx",)
     #: On a CPU mlx computes the exponentials and sines of float64 in float32, and a GPU has no float64.
     dtypes = ("float32",)
-    kernels = KERNELS
+
+    @property
+    def kernels(self) -> Kernels:  # type: ignore[override]
+        """Those of mlx's default device, which a program may change."""
+        return ON_GPU if mx.default_device() == mx.gpu else ON_CPU
 
     def device(self) -> str:
         device = mx.default_device()

@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from .streams import differentiable
 from .tree import Planes
 
 #: Threads of a SIMD group on Apple's GPUs, and of a warp.
@@ -20,11 +21,6 @@ LANES = 32
 PIECES = 16
 #: Samples of a block whose states the gradient holds in thread memory; written into siso_scan_vjp.metal as well.
 BLOCK = 32
-
-
-def in_use() -> bool:
-    """Whether mlx computes on a GPU unless told otherwise."""
-    return mx.default_device() == mx.gpu
 
 
 @functools.cache
@@ -58,6 +54,8 @@ def run(
 ) -> Planes:
     """As tree.run, in one kernel."""
     rows, L, M = b[0].shape
+    if not rows:
+        return b
     modes = min(LANES, 1 << (M - 1).bit_length())
     scan = kernel(
         "diagonal_scan",
@@ -94,48 +92,38 @@ def siso_scan(
     Returns:
         y (batch, H, L) and the final states (batch, H, N).
     """
-    y, end_re, end_im = _siso_with_gradient(resets is not None)(u, *a, *w, *c, *start, _flags(resets))
+    if not u.size:
+        return u, start
+    launch = _per_channel(u.shape[0] * u.shape[1], a[0].shape[-1], resets is not None)
+    forward = functools.partial(_siso, _flags(resets), launch)
+    backward = functools.partial(_siso_gradients, _flags(resets), launch)
+    y, end_re, end_im = differentiable(forward, backward)(u, *a, *w, *c, *start)
     return y, (end_re, end_im)
-
-
-@functools.cache
-def _siso_with_gradient(with_resets: bool) -> Callable:
-    @mx.custom_function
-    def scan(u: Any, *arguments: Any) -> tuple[mx.array, mx.array, mx.array]:
-        return _launch_siso(u, arguments, with_resets)
-
-    @scan.vjp
-    def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple:
-        return _launch_siso_vjp(primals, cotangents, with_resets)
-
-    return scan
 
 
 _SYSTEM = ("a_re", "a_im", "w_re", "w_im", "c_re", "c_im", "start_re", "start_im")
 
 
-def _launch_siso(u: mx.array, arguments: tuple, with_resets: bool) -> Any:
-    (batch, H, L), N = u.shape, arguments[0].shape[-1]
+def _siso(resets: mx.array, launch: dict[str, Any], u: mx.array, *system: mx.array) -> Any:
+    (batch, H, L), N = u.shape, system[0].shape[-1]
     run = kernel("siso_scan", ("u", *_SYSTEM, "resets", "sizes"), ("y", "end_re", "end_im"))
     return run(
-        inputs=[u, *arguments, mx.array([L, H, N], mx.uint32)],
+        inputs=[u, *system, resets, mx.array([L, H, N], mx.uint32)],
         output_shapes=[u.shape, (batch, H, N), (batch, H, N)],
         output_dtypes=[mx.float32] * 3,
-        **_per_channel(batch * H, N, with_resets),
+        **launch,
     )
 
 
-def _launch_siso_vjp(primals: tuple, cotangents: tuple, with_resets: bool) -> tuple:
-    u, *system, resets = primals
+def _siso_gradients(resets: mx.array, launch: dict[str, Any], arguments: Any, cotangents: Any, _: Any) -> tuple:
+    u, *system = arguments
     (batch, H, L), N = u.shape, system[0].shape[-1]
-    launch = _per_channel(batch * H, N, with_resets)
-    pieces = launch["threadgroup"][1]
     run = kernel(
         "siso_scan_vjp",
         ("u", "gy", "gend_re", "gend_im", *_SYSTEM, "resets", "sizes"),
         ("gu", *(f"g{name}" for name in _SYSTEM), "edge_re", "edge_im"),
     )
-    blocks = -(-L // BLOCK)
+    pieces, blocks = launch["threadgroup"][1], -(-L // BLOCK)
     sums, states, edges = [(batch, H, pieces, N)] * 6, [(batch, H, N)] * 2, [(batch, H, blocks, N)] * 2
     gu, *g = run(
         inputs=[u, *cotangents, *system, resets, mx.array([L, H, N], mx.uint32)],
@@ -143,7 +131,7 @@ def _launch_siso_vjp(primals: tuple, cotangents: tuple, with_resets: bool) -> tu
         output_dtypes=[mx.float32] * 11,
         **launch,
     )
-    return (gu, *(mx.sum(part, axis=(0, 2)) for part in g[:6]), *g[6:8], mx.zeros_like(resets))
+    return (gu, *(mx.sum(part, axis=(0, 2)) for part in g[:6]), *g[6:8])
 
 
 def _per_channel(rows: int, N: int, with_resets: bool) -> dict[str, Any]:

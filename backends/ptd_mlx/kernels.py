@@ -17,7 +17,14 @@ from .streams import differentiable
 from .tree import Planes
 
 
-def scan(Lambda_bar: Pair, drive: Pair, state: Pair | None = None, resets: mx.array | None = None) -> Pair:
+def scan(
+    Lambda_bar: Pair,
+    drive: Pair,
+    state: Pair | None = None,
+    resets: mx.array | None = None,
+    *,
+    run: Callable[..., Planes] = tree.run,
+) -> Pair:
     """ptd.recurrence.scan: work and memory linear in L, forward and backward."""
     *batch, L, M = drive.shape
     rows = math.prod(batch)
@@ -26,7 +33,6 @@ def scan(Lambda_bar: Pair, drive: Pair, state: Pair | None = None, resets: mx.ar
         a = _flat(a, drive.shape, (rows, L, M))
     start = None if state is None else _flat(planes(state), (*batch, M), (rows, M))
     resets = None if resets is None else mx.broadcast_to(resets, (*batch, L)).reshape(rows, L)
-    run = gpu.run if gpu.in_use() else tree.run
     re, im = with_gradient(run, a, b, start, resets)
     return Pair(re.reshape(drive.shape), im.reshape(drive.shape), drive.xp)
 
@@ -100,4 +106,21 @@ def _conjugate_product(z_re: mx.array, z_im: mx.array, w_re: mx.array, w_im: mx.
     return z_re * w_re + z_im * w_im, z_re * w_im - z_im * w_re
 
 
-KERNELS = Kernels(scan=scan)
+def fused(
+    u: mx.array, Lambda_bar: Pair, B_bar: Pair, C: Pair, state: Pair | None, resets: mx.array | None
+) -> tuple[mx.array, Pair]:
+    """ptd.kernels.Kernels.fused on a GPU."""
+    *batch, L, H = u.shape
+    rows, P = math.prod(batch), Lambda_bar.shape[-1]
+    features_first = mx.swapaxes(u, -1, -2).reshape(rows, H, L)
+    start = (mx.zeros((rows, H, P)),) * 2
+    if state is not None:
+        start = _flat(planes(state), (*batch, H, P), (rows, H, P))
+    resets = None if resets is None else mx.broadcast_to(resets, (*batch, L)).reshape(rows, L)
+    y, (re, im) = gpu.siso_scan(features_first, planes(Lambda_bar), planes(B_bar), planes(C), start, resets)
+    end = Pair(re.reshape(*batch, H, P), im.reshape(*batch, H, P), C.xp)
+    return mx.swapaxes(y.reshape(*batch, H, L), -1, -2), end
+
+
+ON_CPU = Kernels(scan=scan)
+ON_GPU = Kernels(scan=functools.partial(scan, run=gpu.run), fused=fused)
