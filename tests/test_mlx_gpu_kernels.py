@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from metal_shim import Kernel
 
+import ptd
 from ptd import recurrence
 from ptd_conformance.bench import Bench
 from ptd_conformance.outcome import Outcome
@@ -219,6 +220,16 @@ def test_conformance_holds_with_the_kernels_of_a_gpu(trial, bench):
 @pytest.fixture(scope="module")
 def bench():
     return Bench(OnTheShim(), "float32")
+
+
+@pytest.mark.parametrize(("call", "expected"), [({}, "siso_scan"), ({"step_scale": np.ones(5)}, "diagonal_scan")])
+def test_a_layer_per_feature_scans_in_the_fused_kernel_where_steps_are_equal(call, expected, compiled, monkeypatch):
+    used = []
+    monkeypatch.setattr(gpu, "kernel", lambda name, *names: used.append(name) or compiled(name, *names))
+    layer = ptd.S4D(3, 4)
+    params = {n: mx.array(v) for n, v in ptd.initialize(layer, np.random.default_rng(0), init="legs").items()}
+    OnTheShim().apply(layer, params, mx.ones((2, 5, 3)), form="scan", **call)
+    assert used == [expected]
 
 
 # --- what the shim is good for ---------------------------------------------------------------------------------
