@@ -10,7 +10,7 @@ from mlx import nn
 
 import ptd
 from ptd_mlx import backend as be
-from ptd_mlx import streams
+from ptd_mlx import speed, streams
 
 LAYER = ptd.S5(4, 8)
 U = np.random.default_rng(0).standard_normal((3, 9, 4)).astype(np.float32)
@@ -137,3 +137,28 @@ def test_evaluation_runs_in_batches():
     placed = trained.place(*data())
     whole = trained.outputs(*data()[:1], data()[2])
     np.testing.assert_allclose(trained.evaluate(placed, np.arange(8), 3), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(mx.default_device() == mx.gpu, reason="a GPU's allocator rounds sizes up")
+def test_memory_of_the_gradient_grows_linearly_with_the_length():
+    layer = ptd.S5(8, 16)
+    params = {n: be.asarray(v, "float32") for n, v in ptd.initialize(layer, np.random.default_rng(0)).items()}
+    gradient = mx.grad(lambda u: mx.sum(be.apply(layer, params, u) ** 2))
+
+    def peak(L):
+        u = mx.ones((1, L, 8))
+        mx.eval(u)
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(gradient(u))
+        return mx.get_peak_memory() - before
+
+    assert peak(8192) < 4.4 * peak(2048)
+
+
+@pytest.mark.parametrize("scan", speed.PLAIN.values(), ids=speed.PLAIN)
+def test_what_the_speed_is_compared_with_computes_the_same(params, y, scan):
+    L = 8
+    found = speed.plain_s5(params, mx.array(U[:, :L]), scan)
+    np.testing.assert_allclose(found, y[:, :L], rtol=0, atol=1e-6)

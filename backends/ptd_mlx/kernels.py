@@ -1,7 +1,8 @@
-"""Kernels of the mlx backend: the diagonal scan with its own gradient, a tree on a CPU and one kernel on a GPU."""
+"""Kernels of the mlx backend. The diagonal scan has a gradient of its own: a tree on a CPU, one kernel on a GPU."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from ptd.kernels import Kernels
 from ptd.pairs import Pair
 
 from . import gpu, tree
+from .fourier import causal_convolution
 from .streams import differentiable
 from .tree import Planes
 
@@ -122,5 +124,5 @@ def fused(
     return mx.swapaxes(y.reshape(*batch, H, L), -1, -2), end
 
 
-ON_CPU = Kernels(scan=scan)
-ON_GPU = Kernels(scan=functools.partial(scan, run=gpu.run), fused=fused)
+ON_CPU = Kernels(scan=scan, causal_convolution=causal_convolution)
+ON_GPU = dataclasses.replace(ON_CPU, scan=functools.partial(scan, run=gpu.run), fused=fused)
