@@ -117,7 +117,7 @@ BAD = {
     "params: expected only the leaves of s4d, got also P_re; see": lambda: apply(params=PARAMS | {"P_re": U}),
     "D: expected shape (2,), a leaf of s4d, got (1,)": lambda: apply(params=PARAMS | {"D": np.ones(1)}),
     "state: expected shape (2, 2, 2), the batch axes of u, then": lambda: apply(state=np.zeros((2, 2))),
-    "state: expected dtype float64 from u, got complex128; a state is": lambda: apply(state=STATE + 0j),
+    "state: expected dtype float64 from the parameters, got complex128; a state is": lambda: apply(state=STATE + 0j),
     "lengths: expected values in 0..5, the length of u, got 6": lambda: padded([6]),
     "lengths: expected values in 0..5, the length of u, got -1": lambda: padded([-1]),
     "lengths: expected integers, got dtype float64": lambda: padded([2.5]),
@@ -132,7 +132,7 @@ BAD = {
     "step_scale: expected finite values > 0, got 'fast'; it": lambda: apply(step_scale="fast"),
     "step_scale: expected finite values > 0, got 1j; it multiplies": lambda: apply(step_scale=1j),
     "step_scale: expected a shape that broadcasts to (5,), the": lambda: apply(step_scale=np.ones(4)),
-    "form: expected one of 'convolution', 'scan', got 'fft'": lambda: apply(form="fft"),
+    "form: expected one of 'chunked', 'convolution', 'scan', got 'fft'": lambda: apply(form="fft"),
     "form: expected 'scan' with resets or per-sample steps, got": lambda: apply(form="convolution", resets=[False] * 5),
     "form: expected 'scan' with resets or per-sample steps, got 'c": lambda: apply(
         form="convolution", step_scale=np.ones(5)

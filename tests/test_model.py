@@ -154,9 +154,9 @@ def keep_all(x, rate, over_time):
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
 def test_batch_norm_trains_on_the_statistics_of_batch_and_valid_time(lengths):
-    model = build(norm="batch", n_layers=1, pooling="none")
+    model = build(norm="batch", n_layers=1, pooling="none", norm_momentum=0.8)
     params, u = parameters(model), inputs(model)
-    _, updated = model.apply(params, u, lengths=lengths, training=Training(keep_all, momentum=0.8))
+    _, updated = model.apply(params, u, lengths=lengths, training=Training(keep_all))
     x = linear(params, "encoder", u)
     valid = x[np.arange(L) < (LENGTHS[:, None] if lengths is not None else np.full((3, 1), L))]
     for name, value in (("mean", valid.mean(0)), ("var", valid.var(0))):

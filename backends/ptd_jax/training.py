@@ -1,21 +1,48 @@
-"""Training a SequenceModel with optax: one compiled step."""
+"""Training a SequenceModel with optax: one compiled step, or whole runs of steps in one compiled loop."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from numpy.typing import NDArray
 
+from ptd import checks
 from ptd.arrays import Array
 from ptd.contract import Backend
 from ptd.model import SequenceModel, Training, is_statistic
 from ptd.optimization import Group, Optimizer
+from ptd.whole_sets import as_set, batches
+
+#: Steps per call of the compiled loop. It is fixed, and how many of them run is an argument: one program whatever
+#: the number of steps, so that splitting a run differently cannot change its rounding.
+CHUNK = 256
+
+
+class State(NamedTuple):
+    """What a training step changes."""
+
+    leaves: dict[str, Array]
+    optimizer: Any
+    steps: Array
+
+
+class Placed(NamedTuple):
+    """A data set on the device."""
+
+    inputs: Array
+    targets: Array
+    lengths: Array | None
+
+    def rows(self, index: Array) -> Placed:
+        """The batch of the rows in index."""
+        return Placed(*(None if part is None else part[index] for part in self))
 
 
 class JaxLearner:
@@ -29,46 +56,92 @@ class JaxLearner:
         optimizer: Optimizer,
         seed: int,
     ):
-        self._leaves = {name: backend.asarray(value, "float32") for name, value in params.items()}
-        transform = _transform(optimizer, list(self._leaves))
-        self._optimizer_state = transform.init(_trained(self._leaves))
-        self._key = jax.random.key(seed)
+        leaves = {name: jnp.array(value, "float32") for name, value in params.items()}
+        transform = _transform(optimizer, list(leaves))
+        self._state = State(leaves, transform.init(_trained(leaves)), jnp.zeros((), jnp.int32))
+        key = jax.random.key(seed)
 
-        def loss(trained: dict, statistics: dict, inputs: Array, targets: Array, lengths: Any, key: Array) -> Any:
-            training = Training(_dropout(key))
-            y, updated = backend.apply_model(model, trained | statistics, inputs, lengths=lengths, training=training)
-            return _loss(y, targets), updated
+        def loss(trained: dict, statistics: dict, batch: Placed, steps: Array) -> Any:
+            training = Training(_dropout(jax.random.fold_in(key, steps)))
+            y, updated = backend.apply_model(
+                model, trained | statistics, batch.inputs, lengths=batch.lengths, training=training
+            )
+            return _loss(y, batch.targets), updated
 
-        @jax.jit
-        def step(leaves: dict, state: Any, key: Array, inputs: Array, targets: Array, lengths: Any) -> Any:
-            statistics = {name: value for name, value in leaves.items() if is_statistic(name)}
+        def step(state: State, batch: Placed) -> tuple[State, Array]:
+            trained = _trained(state.leaves)
+            statistics = {name: value for name, value in state.leaves.items() if is_statistic(name)}
             gradient = jax.value_and_grad(loss, has_aux=True)
-            (value, updated), g = gradient(_trained(leaves), statistics, inputs, targets, lengths, key)
-            changes, state = transform.update(g, state, _trained(leaves))
-            return value, optax.apply_updates(_trained(leaves), changes) | statistics | updated, state
+            (value, updated), g = gradient(trained, statistics, batch, state.steps)
+            changes, optimizer_state = transform.update(g, state.optimizer, trained)
+            leaves = optax.apply_updates(trained, changes) | statistics | updated
+            return State(leaves, optimizer_state, state.steps + 1), value
+
+        def run(state: State, placed: Placed, order: Array, count: Array) -> tuple[State, Array]:
+            def body(k: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
+                state, value = step(carry[0], placed.rows(order[k]))
+                return state, carry[1].at[k].set(value)
+
+            return lax.fori_loop(0, count, body, (state, jnp.zeros(len(order))))
 
         def outputs(leaves: dict, inputs: Array, lengths: Any, layer_noise: Any) -> Array:
             return backend.apply_model(model, leaves, inputs, lengths=lengths, layer_noise=layer_noise)
 
-        self._step, self._outputs = step, jax.jit(outputs)
+        def rows(leaves: dict, placed: Placed, index: Array) -> Array:
+            batch = placed.rows(index)
+            return outputs(leaves, batch.inputs, batch.lengths, None)
+
+        self._step, self._outputs, self._rows = jax.jit(step), jax.jit(outputs), jax.jit(rows)
+        self._run = jax.jit(run, donate_argnums=0)
 
     def step(self, inputs: Array, targets: Array, lengths: Array | None = None) -> Array:
         """One optimiser step; the loss before it, as a 0-d array."""
-        self._key, key = jax.random.split(self._key)
-        value, self._leaves, self._optimizer_state = self._step(
-            self._leaves, self._optimizer_state, key, inputs, targets, lengths
-        )
+        self._state, value = self._step(self._state, Placed(inputs, targets, lengths))
         return value
 
     def outputs(
         self, inputs: Array, lengths: Array | None = None, layer_noise: list[Array] | None = None
     ) -> NDArray[np.float32]:
         """The model's outputs in evaluation mode."""
-        return np.asarray(self._outputs(self._leaves, inputs, lengths, layer_noise))
+        return np.asarray(self._outputs(self._state.leaves, inputs, lengths, layer_noise))
 
     def parameters(self) -> dict[str, NDArray]:
         """The current leaves, on the host."""
-        return {name: np.asarray(value) for name, value in self._leaves.items()}
+        return {name: np.array(value) for name, value in self._state.leaves.items()}
+
+    def place(self, inputs: NDArray, targets: NDArray, lengths: NDArray | None = None) -> Placed:
+        return Placed(*(None if part is None else jnp.asarray(part) for part in as_set(inputs, targets, lengths)))
+
+    def train(self, placed: Placed, order: NDArray[np.integer]) -> NDArray[np.float32]:
+        losses = []
+        for start in range(0, len(order), CHUNK):
+            chunk = np.asarray(order[start : start + CHUNK], np.int32)
+            filled = np.concatenate([chunk, np.zeros((CHUNK - len(chunk), *chunk.shape[1:]), np.int32)])
+            self._state, values = self._run(self._state, placed, filled, np.int32(len(chunk)))
+            losses.append(values[: len(chunk)])
+        return np.concatenate([np.asarray(part) for part in losses]) if losses else np.zeros(0, np.float32)
+
+    def evaluate(self, placed: Placed, indices: NDArray[np.integer], batch: int) -> NDArray[np.float32]:
+        parts = [self._rows(self._state.leaves, placed, index) for index in batches(indices, batch)]
+        return np.concatenate([np.asarray(part) for part in parts])[: len(indices)]
+
+    def snapshot(self) -> dict[str, NDArray]:
+        # copies: the compiled loop reuses the memory of the state it is given
+        return {name: np.array(value) for name, value in _named(self._state).items()}
+
+    def restore(self, snapshot: Mapping[str, NDArray]) -> None:
+        expected = _named(self._state)
+        checks.shapes("this learner", snapshot, {name: np.shape(value) for name, value in expected.items()})
+        values = [jnp.array(snapshot[name], value.dtype) for name, value in expected.items()]
+        self._state = jax.tree.unflatten(jax.tree.structure(self._state), values)
+
+
+def _named(state: State) -> dict[str, Array]:
+    """The arrays of a state by flat names, in the order of its flattened form."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): value
+        for path, value in jax.tree_util.tree_leaves_with_path(state)
+    }
 
 
 def _trained(leaves: Mapping[str, Array]) -> dict[str, Array]:

@@ -10,6 +10,7 @@
 
 from . import discretization, hippo, modes, transfer
 from .initialization import initialize
+from .inputs import Input
 from .layers import DSS, S4, S4D, S5, Layer
 from .model import SequenceModel
 from .optimization import Optimizer
@@ -27,6 +28,7 @@ __all__ = [
     "Availability",
     "BackendUnavailable",
     "Diagonalization",
+    "Input",
     "Layer",
     "NotConverged",
     "Optimizer",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from array_api_compat import array_namespace as namespace
-from array_api_compat import device
+from array_api_compat import array_namespace, device
 
 from .pairs import Pair
 
@@ -23,13 +22,26 @@ __all__ = [
     "from_planes",
     "imag",
     "imaginary",
+    "matmul",
     "namespace",
     "real",
+    "scale",
 ]
 
 #: Namespaces whose complex numbers are Pairs. torch: its compiler emits no complex code, and complex models export to
 #: no other runtime (2.13). A namespace of a backend's own says so by an attribute complex_as_pairs.
 PAIRED = ("array_api_compat.torch",)
+
+#: The namespace of an array type, where a backend knows it better or sooner than array_api_compat.
+NAMESPACES: dict[type, Any] = {}
+
+
+def namespace(*arrays: Array) -> Any:
+    """The array-API namespace of arrays of one framework."""
+    if isinstance(arrays[0], Pair):
+        return arrays[0].__array_namespace__()
+    known = NAMESPACES.get(type(arrays[0]))
+    return array_namespace(*arrays) if known is None else known
 
 
 def as_complex(re: Array, im: Array) -> Array:
@@ -78,13 +90,28 @@ def as_planes(x: Array) -> Array:
 
 def arange(stop: int, like: Array) -> Array:
     """0 ... stop - 1 in the dtype and on the device of a real or integer array."""
-    return namespace(like).arange(stop, dtype=like.dtype, device=device(like))
+    return namespace(like).arange(stop, dtype=like.dtype, device=_device(like))
 
 
 def eye(n: int, like: Array) -> Array:
-    """The real identity (n, n) in the precision and on the device of an array, which may be complex."""
-    like = real(like) if "complex" in str(like.dtype) else like
-    return namespace(like).eye(n, dtype=like.dtype, device=device(like))
+    """The identity (n, n) in the dtype and on the device of an array."""
+    if isinstance(like, Pair):
+        return as_complex(eye(n, like.re), like.xp.zeros_like(eye(n, like.re)))
+    return namespace(like).eye(n, dtype=like.dtype, device=_device(like))
+
+
+def scale(z: Array, r: Array) -> Array:
+    """Complex z times real r, broadcast. Operators of a Pair take Pairs and numbers only."""
+    return Pair(z.re * r, z.im * r, z.xp) if isinstance(z, Pair) else z * r
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """The matrix product of two complex arrays."""
+    return x.matmul(y) if isinstance(x, Pair) else x @ y
+
+
+def _device(x: Array) -> Any:
+    return getattr(x, "device", None) if type(x) in NAMESPACES else device(x)
 
 
 def astype(x: Array, like: Array) -> Array:

@@ -80,6 +80,11 @@ def array(argument: str, value: Any) -> None:
         raise fail(argument, "an array", type(value).__name__, f"pass backend.asarray({argument})")
 
 
+def name_of(dtype: Any) -> str:
+    """A dtype's bare name, "float32" for every framework's."""
+    return str(dtype).rpartition(".")[2]
+
+
 def flags(argument: str, value: Any) -> None:
     """Raise unless value is of boolean dtype."""
     dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype

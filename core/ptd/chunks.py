@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import recurrence
-from .arrays import Array, as_planes, from_planes, namespace
+from .arrays import Array, as_planes, astype, from_planes, namespace, real
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def carries(
     *,
     scan: Callable[..., Array] = recurrence.scan,
 ) -> tuple[Array, Array]:
-    """The states that enter each chunk, and those that leave the last.
+    """The states that enter each chunk, and those that leave the last, computed in the precision of Lambda_bar.
 
     Args:
         Lambda_bar: complex (M,), or (H, M) per feature, the first axis of drive.
@@ -55,12 +55,12 @@ def carries(
 
     Returns:
         entering, real (..., n, D, 2, M): for direction 0 the state after chunk c - 1, for direction 1 that of chunk
-        c + 1; and final, real (..., D, 2, M).
+        c + 1, in the dtype of drive; and final, real (..., D, 2, M).
     """
     xp = namespace(drive)
     entering, final = [], []
     for direction in range(drive.shape[-3]):
-        d = drive[..., direction, :, :]
+        d = astype(drive[..., direction, :, :], real(Lambda_bar))
         d = xp.flip(d, axis=-3) if direction else d
         before = xp.zeros_like(d[..., 0, :, :]) if state is None or direction else state
         x0, d = from_planes(before), from_planes(d)
@@ -72,7 +72,7 @@ def carries(
         x = as_planes(scan(coefficient, d, x0))
         final.append(x[..., -1, :, :])
         x = xp.concat([before[..., None, :, :], x[..., :-1, :, :]], axis=-3)
-        entering.append(xp.flip(x, axis=-3) if direction else x)
+        entering.append(astype(xp.flip(x, axis=-3) if direction else x, drive))
     return xp.stack(entering, axis=-3), xp.stack(final, axis=-3)
 
 

@@ -47,6 +47,50 @@ class Learner(Protocol):
     def parameters(self) -> dict[str, NDArray]:
         """The current leaves, on the host."""
 
+    def place(self, inputs: NDArray, targets: NDArray, lengths: NDArray | None = None) -> Any:
+        """A whole data set where train and evaluate read it: on the device, as compact as it was stored.
+
+        Args:
+            inputs: host array (N, ...), memory-mapped or not, of uint8, uint16, int32 or float32: real samples,
+                integers for the model's Input, or tokens; (N, 2, ...) where the model compares pairs.
+            targets: (N,) class numbers, or real targets.
+            lengths: integers (N,) or (N, 2), valid lengths.
+
+        Returns:
+            Whatever the learner's train and evaluate take.
+        """
+
+    def train(self, placed: Any, order: NDArray[np.integer]) -> NDArray[np.float32]:
+        """One optimiser step per row of order, without a round trip to the host between steps.
+
+        What it does is a function of the learner's state and of the rows, not of how they are split over calls:
+        train(a) then train(b) ends bit for bit where train(a above b) does. Dropout of a step is drawn from
+        (seed, number of steps done).
+
+        Args:
+            placed: of place.
+            order: (steps, batch) row numbers of the data set, steps >= 0.
+
+        Returns:
+            (steps,) the mean loss of each batch before its step.
+        """
+
+    def evaluate(self, placed: Any, indices: NDArray[np.integer], batch: int) -> NDArray[np.float32]:
+        """The model's outputs (n, d_output) in evaluation mode on rows indices (n,), batch rows at a time."""
+
+    def snapshot(self) -> dict[str, NDArray]:
+        """Everything that decides the future, on the host, under flat names: leaves, optimiser state, step count.
+
+        The leaves are named "leaves.NAME", all else as the backend likes. The seed is not part of it.
+        """
+
+    def restore(self, snapshot: Mapping[str, NDArray]) -> None:
+        """Become the learner that gave snapshot: training goes on bit for bit as it would have.
+
+        Raises:
+            ValueError: snapshot is not one of this model, optimiser and backend.
+        """
+
 
 class Backend(Protocol):
     """An object that runs ptd's layers in one framework. It is passed around; several can be held at once."""

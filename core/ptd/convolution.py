@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from .arrays import Array, arange, as_complex, eye, imaginary, namespace, real
+from .arrays import Array, arange, as_complex, eye, imaginary, matmul, namespace, real, scale
 from .discretization import inverse_of_small
 from .recurrence import LowRankTransition, dense_transition
 
@@ -62,7 +62,7 @@ def cauchy(transition: LowRankTransition, Lambda: Array, P: Array, B: Array, C: 
     conj_sym = transition.conj_sym
     powered = matrix_power(dense_transition(transition), L)
     row = xp.concat([C, xp.conj(C)], axis=-1) if conj_sym else C
-    C_tilde = (row - (row[..., None, :] @ powered)[..., 0, :])[..., : C.shape[-1]]
+    C_tilde = (row - matmul(row[..., None, :], powered)[..., 0, :])[..., : C.shape[-1]]
 
     step = step[..., None]
     # With conj_sym the sum over all modes is real, so half of the frequencies tell the rest.
@@ -73,18 +73,18 @@ def cauchy(transition: LowRankTransition, Lambda: Array, P: Array, B: Array, C: 
         """The sum over all modes of v_n S_n(h): (..., N) -> (..., L)."""
 
         def over(v: Array, Lambda: Array) -> Array:
-            return xp.sum(
-                v[..., None] * (step / (imaginary(2.0 * sine) - Lambda[..., None] * (step * cosine))), axis=-2
-            )
+            S = scale(1.0 / (imaginary(2.0 * sine) - scale(Lambda[..., None], step * cosine)), step)
+            return xp.sum(v[..., None] * S, axis=-2)
 
         return over(v, Lambda) + over(xp.conj(v), xp.conj(Lambda)) if conj_sym else over(v, Lambda)
 
     columns = [P[..., j] for j in range(P.shape[-1])]
     small = xp.stack([xp.stack([pair(xp.conj(p) * q) for q in columns], axis=-1) for p in columns], axis=-2)
-    W = inverse_of_small(small * cosine[..., None, None] + eye(len(columns), like=small))
+    W = inverse_of_small(scale(small, cosine[..., None, None]) + eye(len(columns), like=small))
     from_B = xp.stack([pair(xp.conj(p) * B) for p in columns], axis=-1)[..., None]
     to_C = xp.stack([pair(C_tilde * p) for p in columns], axis=-1)[..., None, :]
-    K_hat = as_complex(cosine, sine) * (pair(C_tilde * B) - (to_C @ W @ from_B)[..., 0, 0] * cosine)
+    through = matmul(matmul(to_C, W), from_B)
+    K_hat = as_complex(cosine, sine) * (pair(C_tilde * B) - scale(through[..., 0, 0], cosine))
     return xp.fft.irfft(K_hat, n=L, axis=-1) if conj_sym else real(xp.fft.ifft(K_hat, axis=-1))
 
 
@@ -93,11 +93,11 @@ def matrix_power(A: Array, L: int) -> Array:
     result = None
     while True:
         if L % 2:
-            result = A if result is None else result @ A
+            result = A if result is None else matmul(result, A)
         L //= 2
         if L == 0:
             return result
-        A = A @ A
+        A = matmul(A, A)
 
 
 def causal_convolution(u: Array, K: Array) -> Array:

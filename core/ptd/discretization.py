@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from .arrays import Array, eye, namespace, real
+from .arrays import Array, eye, matmul, namespace, real, scale
 from .recurrence import LowRankTransition
 
 #: Below this |z| the power series of phi_1 is used. 1/2 keeps the cancellation in (e^z - 1)/z and in its
@@ -59,8 +59,8 @@ def zoh(Lambda: Array, step: Array) -> tuple[Array, Array]:
     >>> Lambda_bar.real.round(4).tolist(), gain.real.round(4).tolist()
     ([1.0, 0.6065], [0.5, 0.3935])
     """
-    z = Lambda * step
-    return namespace(z).exp(z), phi_1(z) * step
+    z = scale(Lambda, step)
+    return namespace(z).exp(z), scale(phi_1(z), step)
 
 
 def bilinear(Lambda: Array, step: Array) -> tuple[Array, Array]:
@@ -78,8 +78,8 @@ def bilinear(Lambda: Array, step: Array) -> tuple[Array, Array]:
     >>> Lambda_bar.real.round(4).tolist(), gain.real.round(4).tolist()
     ([1.0, 0.3333], [0.5, 0.3333])
     """
-    half = Lambda * step / 2.0
-    return (1.0 + half) / (1.0 - half), step / (1.0 - half)
+    half = scale(Lambda, step / 2.0)
+    return (1.0 + half) / (1.0 - half), scale(1.0 / (1.0 - half), step)
 
 
 def bilinear_low_rank(
@@ -101,15 +101,15 @@ def bilinear_low_rank(
         The transition and B_bar (..., N).
     """
     xp = namespace(Lambda)
-    half = Lambda * step / 2.0
+    half = scale(Lambda, step / 2.0)
     d = 1.0 / (1.0 - half)
     dP = d[..., None] * P
     across = LowRankTransition(d, dP, P + xp.zeros_like(dP), conj_sym).project
     gram = xp.stack([across(dP[..., j]) for j in range(P.shape[-1])], axis=-1)
-    scale = step + xp.zeros_like(real(half))
-    W = inverse_of_small(gram * (scale[..., :1, None] / 2.0) + eye(P.shape[-1], like=dP))
-    left = (dP @ xp.astype(W, dP.dtype)) * scale[..., None]
-    B_bar = (d * B - xp.sum(left * across(d * B)[..., None, :], axis=-1) / 2.0) * scale
+    step = step + xp.zeros_like(real(half))
+    W = inverse_of_small(scale(gram, step[..., :1, None] / 2.0) + eye(P.shape[-1], like=dP))
+    left = scale(matmul(dP, W), step[..., None])
+    B_bar = scale(d * B - xp.sum(left * across(d * B)[..., None, :], axis=-1) / 2.0, step)
     right = xp.conj(d)[..., None] * P
     return LowRankTransition((1.0 + half) * d, left, right, conj_sym), B_bar
 

@@ -30,6 +30,8 @@ class Kernels:
     mixing_convolution: Callable[..., Array] = convolution.mixing_convolution
     carries: Callable[..., tuple[Array, Array]] = chunks.carries
     chunk_length: Callable[[Any, int], int] = chunks.chunk_length
+    #: Further dtypes of u, by name, that may come with wider parameters: products run in them, recurrences do not.
+    activations: frozenset[str] = frozenset()
     #: The form that is fastest here, by the kind of a layer; layers not named run in their own default form.
     forms: Mapping[str, str] = field(default_factory=dict)
 

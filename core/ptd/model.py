@@ -1,6 +1,6 @@
 """SequenceModel: layers stacked into a classifier or regressor, described once for every backend.
 
-    encoder -> n_layers x [norm -> layer -> gated activation -> dropout, + residual] -> pooling -> decoder
+    encoder -> n_layers x [norm -> layer -> gated activation -> dropout, + residual] -> pooling [-> pair] -> decoder
 
 The description and its forward pass are array code like the layers'; a backend builds its framework's module from the
 description and may run its own layers inside.
@@ -17,8 +17,9 @@ import numpy as np
 from numpy.random import Generator
 
 from . import checks, sequences
-from .arrays import Array, namespace
+from .arrays import Array, astype, namespace
 from .initialization import Leaves, initialize
+from .inputs import Input
 from .layers import Layer
 
 Parameters = Mapping[str, Array]
@@ -29,13 +30,12 @@ NORM_EPSILON = 1e-5
 
 @dataclass(frozen=True)
 class Training:
-    """What a training pass adds: dropout(x, rate, over_time) and the momentum of batch-norm statistics.
+    """What a training pass adds: dropout(x, rate, over_time).
 
     over_time=True asks for one mask per sequence and feature, tied over time.
     """
 
     dropout: Callable[[Array, float, bool], Array]
-    momentum: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class SequenceModel:
         dropout: rate in [0, 1).
         tie_dropout: one dropout mask over all time steps.
         pooling: "mean" or "last" over valid time, or "none" for an output at every step.
+        norm_momentum: share of the old batch-norm statistics that a training step keeps, in [0, 1).
+        input: how integers (..., L) (d_input 1) or (..., L, d_input) become the real input of encoder="linear";
+            None to take real input only.
+        pair: inputs come as (..., 2, L): both run through the one stack, and the decoder reads
+            gelu(W [x1, x2, x1 - x2, x1 * x2] + b), as the Retrieval task has it.
 
     >>> from ptd.layers import S5
     >>> SequenceModel(S5(8, 4), n_layers=1, d_input=1, d_output=10).shapes()["decoder.weight"]
@@ -74,18 +79,27 @@ class SequenceModel:
     dropout: float = 0.0
     tie_dropout: bool = False
     pooling: str = "mean"
+    norm_momentum: float = 0.9
+    input: Input | None = None
+    pair: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "d_input", "d_output"):
             checks.positive_integer(name, getattr(self, name))
         checks.instance("layer", self.layer, Layer, "a layer, as S5(d_model=64, d_state=64)")
-        for name in ("prenorm", "residual", "tie_dropout"):
+        for name in ("prenorm", "residual", "tie_dropout", "pair"):
             checks.boolean(name, getattr(self, name))
         checks.choice("encoder", self.encoder, ("linear", "embedding"))
         checks.choice("norm", self.norm, ("layer", "batch", "none"))
         checks.choice("activation", self.activation, ACTIVATIONS)
         checks.choice("pooling", self.pooling, ("mean", "last", "none"))
         checks.number("dropout", self.dropout, 0, 1, "a rate in [0, 1)")
+        checks.number("norm_momentum", self.norm_momentum, 0, 1, "a share in [0, 1)")
+        if self.pair and self.pooling == "none":
+            raise checks.fail("pooling", "'mean' or 'last' for pairs", "'none'", "a pair has one output")
+        if self.input is not None:
+            checks.instance("input", self.input, Input, "an Input or None", "pass ptd.Input(scale, shift)")
+            self.input.check(self.d_input)
 
     # --- parameters --------------------------------------------------------------------------------------------
 
@@ -94,6 +108,8 @@ class SequenceModel:
         H = self.layer.d_model
         shapes: dict[str, tuple[int, ...]] = {}
         linear = {"encoder": (H, self.d_input), "decoder": (self.d_output, H)}
+        if self.pair:
+            linear["pair"] = (H, 4 * H)
         for i in range(self.n_layers):
             block = f"blocks.{i}."
             shapes |= {f"{block}layer.{name}": shape for name, shape in self.layer.shapes().items()}
@@ -142,17 +158,20 @@ class SequenceModel:
         lengths: Array | None = None,
         training: Training | None = None,
         layer_noise: Sequence[Array] | None = None,
+        activations: str | None = None,
         run: Callable[..., Array] = lambda layer, params, u, **call: layer.apply(params, u, **call),
     ) -> Any:
         """Outputs of the model on whole sequences.
 
         Args:
             params: leaves named and shaped as in shapes().
-            u: real (..., L, d_input), or integer tokens (..., L).
-            lengths: integer (...), valid lengths.
+            u: real (..., L, d_input), or integer tokens (..., L), or integers for `input`; with pair (..., 2, L, ...).
+            lengths: integer (...), valid lengths, one per sequence.
             training: None to evaluate; else dropout and batch statistics are on.
             layer_noise: one array per block, broadcastable to (..., L, H), added to the input of its layer (the
                 Fourier-mode robustness test of Yu et al. 2024 sec. 5.2).
+            activations: a narrower dtype, by name, for all between encoder and pooling ("bfloat16"); parameters,
+                states, statistics and outputs keep theirs. Needs a backend whose kernels accept it.
             run: runs one layer; a backend passes its own.
 
         Returns:
@@ -163,11 +182,13 @@ class SequenceModel:
             ValueError: a shape or value does not fit.
         """
         checks.shapes("the model", params, self.shapes())
-        self._check_input(params, u)
+        u = self._read(params, u)
         lengths = self._lengths(u, lengths)
         self._check_noise(u, layer_noise)
         statistics: dict[str, Array] = {}
         x = self._encode(params, u)
+        if activations is not None:
+            x = namespace(x).astype(x, getattr(namespace(x), activations))
         for i in range(self.n_layers):
             block = _Scope(params, f"blocks.{i}.")
             z = self._norm(block, x, lengths, training, statistics) if self.prenorm else x
@@ -177,7 +198,8 @@ class SequenceModel:
             z = self._mix(block, z, training)
             x = x + z if self.residual else z
             x = x if self.prenorm else self._norm(block, x, lengths, training, statistics)
-        y = _linear(_Scope(params, ""), "decoder", self._pool(x, lengths))
+        pooled = self._pool(astype(x, params["decoder.weight"]), lengths)
+        y = _linear(_Scope(params, ""), "decoder", self._join(params, pooled))
         return (y, statistics) if training is not None else y
 
     def step(self, params: Parameters, u_k: Array, states: Sequence[Array]) -> tuple[Array, list[Array]]:
@@ -192,16 +214,18 @@ class SequenceModel:
             (..., d_output) and the new states.
 
         Raises:
-            ValueError: the model pools over time or is bidirectional.
+            ValueError: the model pools over time, is bidirectional or compares pairs.
         """
+        if self.pair:
+            raise checks.fail("pair", "False for step mode", True, "step each of the two by a model without pair")
         if self.pooling == "mean":
             raise checks.fail("pooling", "'last' or 'none' for step mode", "'mean'", "average the outputs yourself")
         checks.shapes("the model", params, self.shapes())
         checks.array("u_k", u_k)
         if len(states) != self.n_layers:
             raise checks.fail("states", f"{self.n_layers}, one per block", len(states), "see model.state_shapes()")
-        u_k = u_k[..., None] if self.encoder == "embedding" else u_k[..., None, :]
-        self._check_input(params, u_k)
+        one_number = self.encoder == "embedding" or (self.d_input == 1 and self._is_raw(u_k))
+        u_k = self._read(params, u_k[..., None] if one_number else u_k[..., None, :])
         x = self._encode(params, u_k)
         new = []
         for i in range(self.n_layers):
@@ -221,8 +245,21 @@ class SequenceModel:
         """Axes of one input sequence."""
         return 1 if self.encoder == "embedding" else 2
 
-    def _check_input(self, params: Parameters, u: Array) -> None:
+    def _is_raw(self, u: Array) -> bool:
+        """Whether u holds integers for `input`."""
+        return self.input is not None and self.encoder == "linear" and namespace(u).isdtype(u.dtype, "integral")
+
+    def _read(self, params: Parameters, u: Array) -> Array:
+        """u as the encoder takes it, checked."""
         checks.array("u", u)
+        if self.input is not None and self._is_raw(u):
+            u = self.input(u, params["encoder.weight"].dtype, self.d_input)
+        self._check_input(params, u)
+        if self.pair and (u.ndim <= self._input_axes or u.shape[-1 - self._input_axes] != 2):
+            raise checks.fail("u", "shape (..., 2, L) or (..., 2, L, d_input): pairs", tuple(u.shape))
+        return u
+
+    def _check_input(self, params: Parameters, u: Array) -> None:
         if u.ndim < self._input_axes or (self._input_axes == 2 and u.shape[-1] != self.d_input):
             wanted = "(..., L) of tokens" if self._input_axes == 1 else f"(..., L, {self.d_input}) from d_input"
             raise checks.fail("u", f"shape {wanted}", tuple(u.shape))
@@ -257,6 +294,8 @@ class SequenceModel:
         if self.encoder == "linear":
             return _linear(scope, "encoder", u)
         xp = namespace(params["encoder.weight"])
+        if str(u.dtype).endswith(("int8", "int16")):  # frameworks do not agree on which small integers are indices
+            u = xp.astype(u, xp.int32)
         rows = xp.take(params["encoder.weight"].T, xp.reshape(u, (-1,)), axis=0)
         return xp.reshape(rows, (*u.shape, self.layer.d_model)) + params["encoder.bias"]
 
@@ -270,17 +309,20 @@ class SequenceModel:
     ) -> Array:
         if self.norm == "none":
             return x
-        xp = namespace(x)
+        xp, narrow = namespace(x), x
+        x = astype(x, block["norm.scale"])
         if self.norm == "layer":
             mean, var = xp.mean(x, axis=-1, keepdims=True), xp.var(x, axis=-1, keepdims=True)
         elif training is None:
             mean, var = block["norm.mean"], block["norm.var"]
         else:
             mean, var = _moments(x, lengths)
+            momentum = self.norm_momentum
             for name, value in zip(STATISTICS, (mean, var), strict=True):
                 old = block[f"norm.{name}"]
-                statistics[f"{block.prefix}norm.{name}"] = training.momentum * old + (1 - training.momentum) * value
-        return (x - mean) / xp.sqrt(var + NORM_EPSILON) * block["norm.scale"] + block["norm.bias"]
+                statistics[f"{block.prefix}norm.{name}"] = momentum * old + (1 - momentum) * value
+        y = (x - mean) / xp.sqrt(var + NORM_EPSILON) * block["norm.scale"] + block["norm.bias"]
+        return astype(y, narrow)
 
     def _mix(self, block: _Scope, y: Array, training: Training | None) -> Array:
         def drop(x: Array) -> Array:
@@ -306,6 +348,14 @@ class SequenceModel:
             return xp.mean(x, axis=-2)
         count = xp.astype(xp.where(lengths > 0, lengths, xp.ones_like(lengths)), x.dtype)
         return xp.sum(sequences.mask(x, lengths), axis=-2) / count[..., None]
+
+    def _join(self, params: Parameters, x: Array) -> Array:
+        """Pooled features (..., H); for pairs, of both and what tells them apart."""
+        if not self.pair:
+            return x
+        first, second = x[..., 0, :], x[..., 1, :]
+        features = namespace(x).concat([first, second, first - second, first * second], axis=-1)
+        return gelu(_linear(_Scope(params, ""), "pair", features))
 
 
 #: Leaves that training updates by averaging, not by gradients.
@@ -343,7 +393,7 @@ class _Scope:
 
 
 def _linear(scope: _Scope, name: str, x: Array) -> Array:
-    return x @ scope[f"{name}.weight"].T + scope[f"{name}.bias"]
+    return x @ astype(scope[f"{name}.weight"], x).T + astype(scope[f"{name}.bias"], x)
 
 
 def _moments(x: Array, lengths: Array | None) -> tuple[Array, Array]:

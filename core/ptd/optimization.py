@@ -24,7 +24,7 @@ class Optimizer:
     """AdamW with linear warm-up and cosine annealing per step to 0, and two learning rates.
 
     Lambda and log_step train at ssm_lr without decay. B: "standard" ssm_lr without decay, "BandCdecay" ssm_lr with
-    decay, "BfastandCdecay" lr with decay. Everything else, C too: lr with decay.
+    decay, "BfastandCdecay" lr with decay. Everything else, C too unless C_lr is given: lr with decay.
 
     Attributes:
         lr: peak rate of ordinary leaves, > 0.
@@ -34,6 +34,7 @@ class Optimizer:
         warmup_steps: steps of linear warm-up, < total_steps.
         rule: one of "standard", "BandCdecay", "BfastandCdecay".
         global_step_size: train log_step as an ordinary leaf.
+        C_lr: peak rate of C, > 0; decay stays.
         frozen: leaf names kept at their initial value, for example ("Lambda", "B", "log_step").
     """
 
@@ -45,10 +46,13 @@ class Optimizer:
     rule: str = "standard"
     global_step_size: bool = False
     frozen: tuple[str, ...] = ()
+    C_lr: float | None = None
 
     def __post_init__(self) -> None:
         checks.positive("lr", self.lr)
         checks.positive("ssm_lr", self.ssm_lr)
+        if self.C_lr is not None:
+            checks.positive("C_lr", self.C_lr)
         checks.positive_integer("total_steps", self.total_steps)
         checks.choice("rule", self.rule, RULES)
         checks.boolean("global_step_size", self.global_step_size)
@@ -73,4 +77,6 @@ class Optimizer:
             return Group(self.ssm_lr, 0.0)
         if leaf in ("B", "P") and self.rule != "BfastandCdecay":
             return Group(self.ssm_lr, self.weight_decay if self.rule == "BandCdecay" else 0.0)
+        if self.C_lr is not None and leaf in ("C", "C_reverse"):
+            return Group(self.C_lr, self.weight_decay)
         return Group(self.lr, self.weight_decay)

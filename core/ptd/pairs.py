@@ -1,30 +1,24 @@
 """Complex numbers as pairs of real arrays, for frameworks in which complex arithmetic is slow, wrong or not compiled.
 
 A Pair is an array to the code of core: it has operators, indexing, shape and dtype, and its __array_namespace__ holds
-the functions core calls. So every formula of core runs in real arithmetic where it has to, unchanged. In mixed
-products the complex factor comes first (gain * step, not step * gain): not every framework's arrays give way to the
-right-hand operand.
+the functions core calls. So every formula of core runs in real arithmetic where it has to, unchanged. Operators take
+Pairs and numbers; arrays.scale multiplies by a real array, arrays.matmul by a matrix: a tracing compiler (torch 2.13)
+takes any operation between a tensor and another object for one of its own, and knows no other object's matrix product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 Array = Any
 
 
-@dataclass(frozen=True, eq=False)
 class Pair:
     """re + i im, two real arrays of one shape and dtype; xp is their namespace."""
 
-    re: Array
-    im: Array
-    xp: Any
-
-    #: NumPy arrays leave mixed operations to this class.
-    __array_ufunc__ = None
+    def __init__(self, re: Array, im: Array, xp: Any):
+        self.re, self.im, self.xp = re, im, xp
 
     def __array_namespace__(self, api_version: str | None = None) -> PairNamespace:
         return PairNamespace(self.xp)
@@ -62,8 +56,7 @@ class Pair:
     def __add__(self, other: Any) -> Pair:
         if isinstance(other, Pair):
             return Pair(self.re + other.re, self.im + other.im, self.xp)
-        # Adding to a part of the wrong shape would leave the two parts with different ones.
-        return Pair(self.re + other, self.im + self.xp.zeros_like(self.re + other), self.xp)
+        return Pair(self.re + other, self.im, self.xp)
 
     def __sub__(self, other: Any) -> Pair:
         return self + (-other)
@@ -80,11 +73,10 @@ class Pair:
             return (self * other.conj()).map(lambda part: part / size)
         return self.map(lambda part: part / other)
 
-    def __matmul__(self, other: Any) -> Pair:
-        if isinstance(other, Pair):
-            re = self.re @ other.re - self.im @ other.im
-            return Pair(re, self.re @ other.im + self.im @ other.re, self.xp)
-        return self.map(lambda part: part @ other)
+    def matmul(self, other: Pair) -> Pair:
+        """The matrix product."""
+        re = self.re @ other.re - self.im @ other.im
+        return Pair(re, self.re @ other.im + self.im @ other.re, self.xp)
 
     def __radd__(self, other: Any) -> Pair:
         return self + other
@@ -160,9 +152,9 @@ class PairNamespace:
         size = self._xp.exp(x.re)
         return Pair(size * self._xp.cos(x.im), size * self._xp.sin(x.im), self._xp)
 
-    def astype(self, x: Array, dtype: Any) -> Array:
-        """x itself: a real array multiplies a Pair as it is, and precisions are never mixed."""
-        return x
+    def astype(self, x: Array, dtype: Any) -> Pair:
+        """A real array as a Pair with zero imaginary part; a Pair as it is, since precisions are never mixed."""
+        return x if isinstance(x, Pair) else Pair(x, self._xp.zeros_like(x), self._xp)
 
     def ones_like(self, x: Array) -> Array:
         """Ones of x's shape and precision."""

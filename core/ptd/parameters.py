@@ -20,11 +20,15 @@ from safetensors.numpy import load as decode
 from safetensors.numpy import save as encode
 
 from . import checks
+from .inputs import Input
 from .layers import LAYERS, Layer
 from .model import SequenceModel
 
 #: Version of names, shapes and meaning of the leaves. A reader refuses files of another one.
 SPEC_VERSION = "1"
+
+#: Names in files of what is described besides layers.
+KINDS: dict[type, str] = {SequenceModel: "sequence_model", Input: "input"}
 
 
 def save(path: str | Path, description: Layer | SequenceModel, params: Mapping[str, Any]) -> None:
@@ -77,26 +81,28 @@ def load(path: str | Path) -> tuple[Layer | SequenceModel, dict[str, NDArray]]:
             f"version {metadata['ptd_spec']}",
             "use the ptd that wrote it",
         )
-    description = from_json(_description(metadata))
+    values = _description(metadata)
+    checks.choice("kind", values.get("kind"), (*LAYERS, KINDS[SequenceModel]))
+    description = from_json(values)
     description.check(leaves)
     return description, leaves
 
 
-def to_json(description: Layer | SequenceModel) -> dict[str, Any]:
+def to_json(description: Layer | SequenceModel | Input) -> dict[str, Any]:
     """A description as plain JSON values."""
     values = {f.name: getattr(description, f.name) for f in dataclasses.fields(description)}
-    kind = "sequence_model" if isinstance(description, SequenceModel) else description.kind
-    return {"kind": kind} | {n: to_json(v) if isinstance(v, Layer) else v for n, v in values.items()}
+    kind = description.kind if isinstance(description, Layer) else KINDS[type(description)]
+    return {"kind": kind} | {n: to_json(v) if isinstance(v, (Layer, Input)) else v for n, v in values.items()}
 
 
-def from_json(values: Mapping[str, Any]) -> Layer | SequenceModel:
+def from_json(values: Mapping[str, Any]) -> Any:
     """The description that to_json wrote.
 
     Raises:
         ValueError: an unknown kind or field.
     """
     fields = {n: from_json(v) if isinstance(v, Mapping) else v for n, v in values.items() if n != "kind"}
-    kinds: dict[str, type] = {**LAYERS, "sequence_model": SequenceModel}
+    kinds: dict[str, type] = {**LAYERS} | {kind: type_ for type_, kind in KINDS.items()}
     checks.choice("kind", values.get("kind"), kinds)
     try:
         return kinds[values["kind"]](**fields)

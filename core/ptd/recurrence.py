@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .arrays import Array, eye, namespace, real
+from .arrays import Array, eye, matmul, namespace, real, scale
 
 
 def scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Array | None = None) -> Array:
@@ -106,4 +106,5 @@ def dense_transition(transition: LowRankTransition) -> Array:
         diagonal, left, right = (
             xp.concat([part, xp.conj(part)], axis=axis) for part, axis in ((diagonal, -1), (left, -2), (right, -2))
         )
-    return diagonal[..., None, :] * eye(diagonal.shape[-1], like=diagonal) - left @ xp.conj(xp.matrix_transpose(right))
+    on_diagonal = scale(diagonal[..., None, :], eye(diagonal.shape[-1], like=real(diagonal)))
+    return on_diagonal - matmul(left, xp.conj(xp.matrix_transpose(right)))

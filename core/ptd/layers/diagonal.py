@@ -111,13 +111,17 @@ class DiagonalLayer(Layer):
         T = kernels.chunk_length(self, signal.u.shape[-2])
         system = self.chunk_system(params, signal, T)
         u = chunks.split(signal.u, T)
-        drive = astype(self.into_states(u, system.into), params["log_step"])
+        drive = self.into_states(u, system.into)
         state = None if x0 is None else self.state_planes(x0)
         entering, final = kernels.carries(system.decay, drive, state, scan=kernels.scan)
         y = chunks.join(self.out_of_chunks(u, entering, system), signal.u.shape[-2])
         if not return_state:
             return y, None
-        ends = [self._end_within_chunk(params, signal, u, entering[..., 0, :, :], kernels)]
+        if signal.lengths is None and signal.u.shape[-2] % T == 0:
+            ends = [self.from_state_planes(final[..., 0, :, :])]
+        else:
+            before = astype(entering[..., 0, :, :], params["log_step"])
+            ends = [self._end_within_chunk(params, signal, u, before, kernels)]
         if self.bidirectional:
             ends.append(self.from_state_planes(final[..., 1, :, :]))
         return y, self._joined(ends)

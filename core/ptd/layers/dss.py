@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import checks
-from ..arrays import Array, namespace
+from ..arrays import Array, namespace, scale
 from ..discretization import phi_1
 from .layer import Parameters
 from .s4d import S4D
@@ -49,5 +49,5 @@ class DSS(S4D):
         if self.kernel_length == 0:
             return namespace(Lambda).ones_like(Lambda)
         # Through phi_1, so that slowly decaying modes lose no digits: e^z - 1 = z phi_1(z).
-        z = self.kernel_length * Lambda * self.step_sizes(params, None)
+        z = scale(Lambda, self.kernel_length * self.step_sizes(params, None))
         return 1.0 / (z * phi_1(z))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .. import checks, sequences
-from ..arrays import Array, as_complex, as_pair, from_pair, namespace
+from ..arrays import Array, as_complex, as_pair, astype, from_pair, namespace
 from ..discretization import RULES
 from ..kernels import PORTABLE, Kernels
 
@@ -98,6 +98,7 @@ class Layer:
         resets: Any = None,
         step_scale: Any = None,
         form: str | None = None,
+        activations: frozenset[str] = frozenset(),
         **_: Any,
     ) -> None:
         """Raise ValueError where the arguments of apply do not fit; values are looked at where they are on the host.
@@ -111,13 +112,15 @@ class Layer:
             raise checks.fail("u", f"shape (..., L, H) with L >= 1 and H={self.d_model} from d_model", tuple(u.shape))
         if not xp.isdtype(u.dtype, "real floating"):
             raise checks.fail("u", "a real floating dtype", u.dtype, "cast u to the parameters' dtype")
-        if u.dtype != params["log_step"].dtype:
-            raise checks.fail("u", f"dtype {params['log_step'].dtype} from the parameters", u.dtype, "cast one of them")
+        dtype = params["log_step"].dtype
+        if u.dtype != dtype and checks.name_of(u.dtype) not in activations:
+            raise checks.fail("u", f"dtype {dtype} from the parameters", u.dtype, "cast one of them")
         batch, time = tuple(u.shape[:-2]), "the batch axes and length of u"
         if state is not None:
             checks.shape("state", state, self.state_shape(batch), "the batch axes of u, then layer.state_shape()")
-            if state.dtype != u.dtype:
-                raise checks.fail("state", f"dtype {u.dtype} from u", state.dtype, "a state is real, (re, im) last")
+            if state.dtype != dtype:
+                need = f"dtype {dtype} from the parameters"
+                raise checks.fail("state", need, state.dtype, "a state is real, (re, im) last")
         if lengths is not None:
             checks.lengths(lengths, u.shape[-2])
             checks.shape("lengths", lengths, batch, "the batch axes of u")
@@ -183,14 +186,15 @@ class Layer:
             "step_scale": step_scale,
             "form": form,
         }
-        self.check_call(params, u, **call)
-        signal = self.signal(u, lengths, resets, step_scale)
+        self.check_call(params, u, **call, activations=kernels.activations)
+        signal = self.signal(u, lengths, resets, step_scale, params["log_step"].dtype)
         starts = self._starts(state)
         form = form or self._fastest_form(signal, state, kernels)
         if form == "chunked":
             y, end = self.chunked(params, signal, starts[0], return_state, kernels)
             y = sequences.mask(y, signal.lengths)
             return (y, end) if return_state else y
+        signal = replace(signal, u=astype(signal.u, params["log_step"]))
         y, end = self._run(params, "C", signal, starts[0], return_state, form, kernels)
         ends = [end]
         if self.bidirectional:
@@ -199,7 +203,7 @@ class Layer:
             ends.append(end)
         if self.skip:
             y = y + params["D"] * signal.u
-        y = sequences.mask(y, signal.lengths)
+        y = sequences.mask(astype(y, u), signal.lengths)
         return (y, self._joined(ends)) if return_state else y
 
     def step(
@@ -345,13 +349,13 @@ class Layer:
         pairs = [as_pair(end) for end in ends]
         return pairs[0] if len(pairs) == 1 else namespace(pairs[0]).stack(pairs, axis=-2 - len(self.state_axes))
 
-    def signal(self, u: Array, lengths: Any, resets: Any, step_scale: Any) -> sequences.Signal:
-        """The call's inputs as arrays, broadcast to the batch."""
+    def signal(self, u: Array, lengths: Any, resets: Any, step_scale: Any, dtype: Any = None) -> sequences.Signal:
+        """The call's inputs as arrays, broadcast to the batch; steps in dtype, by default that of u."""
         xp = namespace(u)
         lengths = None if lengths is None else xp.asarray(lengths)
         if resets is not None:
             resets = xp.broadcast_to(xp.asarray(resets), u.shape[:-1])
         if step_scale is not None:
-            step_scale = xp.asarray(step_scale, dtype=u.dtype)
+            step_scale = xp.asarray(step_scale, dtype=u.dtype if dtype is None else dtype)
             step_scale = xp.broadcast_to(step_scale, u.shape[:-1]) if step_scale.ndim else step_scale
         return sequences.Signal(sequences.mask(u, lengths), lengths, resets, step_scale)

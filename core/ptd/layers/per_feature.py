@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import checks
-from ..arrays import Array, imag, namespace, real
+from ..arrays import Array, imag, namespace, real, scale
 from .layer import Layer
 
 
@@ -41,7 +41,7 @@ class PerFeatureLayer(Layer):
 
     def _as_drive(self, u: Array, B: Array) -> Array:
         """B u per feature: u real (..., H), B complex (..., H, P)."""
-        return B * namespace(B).astype(u, B.dtype)[..., None]
+        return scale(B, u[..., None])
 
     def readout(self, C: Array, x: Array) -> Array:
         return self.weight * namespace(x).sum(real(C) * real(x) - imag(C) * imag(x), axis=-1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .. import checks
-from ..arrays import Array, namespace
+from ..arrays import Array, namespace, scale
 from ..discretization import bilinear_low_rank
 from ..kernels import Kernels
 from ..recurrence import LowRankTransition
@@ -75,5 +75,5 @@ class S4(PerFeatureLayer):
         # C A_bar^{k+1} x0 is the kernel of the input column B0 with step B0 = (I - A step/2) A_bar x0,
         # which is (I + A step/2) x0.
         along_P = LowRankTransition(Lambda, P, P, self.conj_sym)
-        B0 = x0 / step + along_P(x0) / 2.0
+        B0 = scale(x0, 1.0 / step) + along_P(x0) / 2.0
         return y + xp.matrix_transpose(kernels.cauchy(transition, Lambda, P, B0, C, step, L))

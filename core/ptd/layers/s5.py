@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import checks
-from ..arrays import Array, as_complex, as_planes, astype, eye, from_planes, imag, namespace, real
+from ..arrays import Array, as_complex, as_planes, astype, eye, from_planes, imag, matmul, namespace, real
 from ..chunks import ChunkSystem
 from ..convolution import powers
 from ..kernels import Kernels
@@ -68,7 +68,7 @@ class S5(DiagonalLayer):
         Lambda_bar, gain = self.discretized(params, signal.step_scale)
         L = signal.u.shape[-2]
         kept = powers(Lambda_bar, L).T
-        K = self.weight * real((C * kept[:, None, :]) @ (gain[:, None] * self.complex_leaf(params, "B")))
+        K = self.weight * real(matmul(C * kept[:, None, :], gain[:, None] * self.complex_leaf(params, "B")))
         y = kernels.mixing_convolution(signal.u, K)
         return y if x0 is None else y + self.readout(C, (Lambda_bar * xp.expand_dims(x0, axis=-2)) * kept)
 
@@ -79,7 +79,7 @@ class S5(DiagonalLayer):
 
     def lag_products(self, C: Array, drive: Array) -> Array:
         # (T, H_in, P) @ (P, H_out)
-        return real(namespace(drive).moveaxis(drive, -1, 0) @ C.T)
+        return real(matmul(namespace(drive).moveaxis(drive, -1, 0), C.T))
 
     def feedthrough(self, D: Array) -> Array:
         return eye(self.d_model, like=D) * D

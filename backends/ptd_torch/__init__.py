@@ -1,0 +1,121 @@
+"""The torch backend: real leaves, one operator for the recurrence, matrix products for the rest."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import array_api_compat
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ptd import arrays
+from ptd.kernels import Kernels
+from ptd.layers import Layer
+from ptd.model import SequenceModel
+from ptd.optimization import Optimizer
+from ptd.portable import PortableBackend
+
+from .kernels import KERNELS
+from .scan import kernel_path
+
+xp = array_api_compat.array_namespace(torch.zeros(0))
+arrays.NAMESPACES[torch.Tensor] = arrays.NAMESPACES[torch.nn.Parameter] = xp
+
+
+class TorchBackend(PortableBackend):
+    """PyTorch on one device: the first GPU if there is one, else the CPU; on() names another.
+
+    Under autocast products run in its dtype, recurrences in that of the parameters.
+    """
+
+    name = "torch"
+    xp = xp
+    distributions = ("torch",)
+    kernels = KERNELS["cpu"]
+
+    def __init__(self, device: str | None = None):
+        self.torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.kernels = KERNELS[self.torch_device.type]
+
+    def on(self, device: str) -> TorchBackend:
+        """This backend on another device, "cpu" or "cuda:1"."""
+        other = copy.copy(self)
+        TorchBackend.__init__(other, device)
+        return other
+
+    def device(self) -> str:
+        gpu = self.torch_device.type == "cuda"
+        return torch.cuda.get_device_name(self.torch_device) if gpu else "cpu"
+
+    def kernel_path(self) -> str:
+        """What runs the recurrence here: "triton", "triton interpreter" or "torch"."""
+        return kernel_path(self.torch_device)
+
+    def asarray(self, host: Any, dtype: str | None = None) -> Tensor:
+        found = host if isinstance(host, Tensor) else torch.from_numpy(np.array(host))
+        if dtype is not None:
+            arrays_dtype = {"float32": torch.float32, "float64": torch.float64}
+            super().precision(dtype)
+            found = found.to(arrays_dtype[dtype])
+        return found.to(self.torch_device)
+
+    def to_numpy(self, array: Tensor) -> NDArray:
+        return array.detach().cpu().numpy()
+
+    def apply(self, layer: Layer, params: Mapping[str, Tensor], u: Tensor, **call: Any) -> Any:
+        kernels = KERNELS[u.device.type] if isinstance(u, Tensor) else self.kernels
+        return layer.apply(params, _autocast(u), kernels=kernels, **_as_tensors(call, u))
+
+    def step(self, layer: Layer, params: Mapping[str, Tensor], u_k: Tensor, state: Tensor, **call: Any) -> Any:
+        return layer.step(params, u_k, state, **_as_tensors(call, u_k))
+
+    def gradients(self, function: Callable[..., Tensor], arguments: dict[str, Tensor]) -> dict[str, Tensor]:
+        leaves = {name: value.detach().requires_grad_() for name, value in arguments.items()}
+        found = torch.autograd.grad(function(**leaves), list(leaves.values()), allow_unused=True)
+        return {
+            name: torch.zeros_like(leaf) if grad is None else grad
+            for (name, leaf), grad in zip(leaves.items(), found, strict=True)
+        }
+
+    def compiled(self, function: Callable) -> Callable:
+        return torch.compile(function, fullgraph=True, dynamic=False)
+
+    def module(self, description: Layer | SequenceModel, params: Mapping[str, NDArray], dtype: str = "float32") -> Any:
+        from .modules import Module
+
+        description.check(params)
+        return Module(self, description, {name: self.asarray(value, dtype) for name, value in params.items()})
+
+    def learner(
+        self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int, **options: Any
+    ) -> Any:
+        from .training import TorchLearner
+
+        model.check(params)
+        return TorchLearner(self, model, params, optimizer, seed, **options)
+
+
+def _as_tensors(call: dict[str, Any], u: Any) -> dict[str, Any]:
+    """Host values of the call as tensors beside u; numbers stay."""
+    if not isinstance(u, Tensor):
+        return call
+    return {
+        name: torch.as_tensor(value, device=u.device) if isinstance(value, (list, tuple, np.ndarray)) else value
+        for name, value in call.items()
+    }
+
+
+def _autocast(u: Any) -> Any:
+    """u in the dtype of an active autocast."""
+    if not isinstance(u, Tensor) or not u.is_floating_point() or u.dtype == torch.float64:
+        return u
+    kind = u.device.type
+    return u.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else u
+
+
+backend = TorchBackend()

@@ -1,0 +1,75 @@
+"""Kernels of the torch backend: the recurrence as an operator of its own, the rest as core has it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptd.arrays import Array, as_planes, from_planes
+from ptd.kernels import Kernels
+
+from .scan import scan as scan_planes
+
+
+def scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Tensor | None = None) -> Array:
+    """ptd.recurrence.scan on pairs."""
+    *batch, L, M = drive.shape
+    d = as_planes(drive).reshape(-1, L, 1, 2, M)
+    a = as_planes(Lambda_bar)
+    if Lambda_bar.ndim > 1 or resets is not None:
+        a = a.expand(*batch, L, 2, M)
+        if resets is not None:
+            a = torch.where(resets[..., None, None], torch.zeros_like(a), a)
+        a = a.reshape(-1, L, 2, M)
+    x0 = None if state is None else as_planes(state).expand(*batch, 2, M).reshape(-1, 1, 2, M)
+    x, _ = scan_planes(a, d, x0, False)
+    return from_planes(x.reshape(*batch, L, 2, M))
+
+
+def carries(Lambda_bar: Array, drive: Tensor, state: Tensor | None = None, *, scan: Any = None) -> tuple:
+    """ptd.chunks.carries in one pass over both directions."""
+    *batch, n, D, _, M = drive.shape
+    rows = math.prod(batch)
+    x0 = None
+    if state is not None:
+        x0 = state.reshape(rows, 1, 2, M)
+        if D == 2:
+            x0 = torch.cat([x0, torch.zeros_like(x0)], dim=1)
+    entering, final = scan_planes(as_planes(Lambda_bar), drive.reshape(rows, n, D, 2, M), x0, True)
+    return entering.view(drive.shape), final.view(*batch, D, 2, M)
+
+
+def chunk_length_on_gpu(layer: Any, L: int) -> int:
+    """T on a GPU.
+
+    S5 with T = 1 would write all states; each doubling halves that traffic and adds H^2 T/2 products a sample, which
+    the matrix units take up to about the size of the products in and out of the states.
+    """
+    if len(layer.state_axes) == 2:
+        return max(1, min(64, L))
+    directions = 2 if layer.bidirectional else 1
+    wanted = max(1, 4 * directions * layer.modes // layer.d_model)
+    return max(1, min(1 << wanted.bit_length(), 8, L))
+
+
+def chunk_length_on_cpu(layer: Any, L: int) -> int:
+    """T on a CPU, where the recurrence is dear and products are not."""
+    wanted = 64 if len(layer.state_axes) == 2 else max(8, min(32, 2048 // layer.d_model))
+    return max(1, min(wanted, L))
+
+
+_SHARED: dict[str, Any] = {
+    "scan": scan,
+    "carries": carries,
+    "forms": {"s5": "chunked", "s4d": "chunked", "dss": "chunked"},
+    "activations": frozenset({"bfloat16", "float16"}),
+}
+
+#: Kernels by the type of device.
+KERNELS = {
+    "cpu": Kernels(**_SHARED, chunk_length=chunk_length_on_cpu),
+    "cuda": Kernels(**_SHARED, chunk_length=chunk_length_on_gpu),
+}

@@ -1,0 +1,77 @@
+"""Training on whole data sets in terms of single steps, for learners whose framework has nothing better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import checks
+
+
+@dataclass(frozen=True)
+class HostSet:
+    """A data set on the host, as place got it."""
+
+    inputs: NDArray
+    targets: NDArray
+    lengths: NDArray | None
+
+    def rows(self, index: NDArray) -> tuple[NDArray, NDArray, NDArray | None]:
+        """The batch of the rows in index."""
+        return self.inputs[index], self.targets[index], None if self.lengths is None else self.lengths[index]
+
+
+class WholeSets:
+    """place, train and evaluate of ptd.contract.Learner from step and outputs, one batch at a time from the host."""
+
+    def place(self, inputs: NDArray, targets: NDArray, lengths: NDArray | None = None) -> HostSet:
+        """See ptd.contract.Learner."""
+        return HostSet(*as_set(inputs, targets, lengths))
+
+    def train(self: Any, placed: HostSet, order: NDArray[np.integer]) -> NDArray[np.float32]:
+        """See ptd.contract.Learner."""
+        # floats last: a framework may still be computing while the next step is queued
+        losses = [self.step(*placed.rows(index)) for index in order]
+        return np.array([float(loss) for loss in losses], np.float32)
+
+    def evaluate(self: Any, placed: HostSet, indices: NDArray[np.integer], batch: int) -> NDArray[np.float32]:
+        """See ptd.contract.Learner."""
+        parts = []
+        for index in batches(indices, batch):
+            inputs, _, lengths = placed.rows(index)
+            parts.append(np.asarray(self.outputs(inputs, lengths), np.float32))
+        return np.concatenate(parts)[: len(indices)]
+
+
+def as_set(
+    inputs: NDArray, targets: NDArray, lengths: NDArray | None
+) -> tuple[NDArray, NDArray, NDArray[np.int32] | None]:
+    """inputs, targets and lengths as place takes them, checked: class numbers and lengths as int32.
+
+    Raises:
+        ValueError: they do not have one row each per sample, or lengths do not fit.
+    """
+    for name, value in (("targets", targets), ("lengths", lengths)):
+        if value is not None and len(value) != len(inputs):
+            raise checks.fail(name, f"{len(inputs)} rows, one per input", len(value))
+    if np.asarray(targets).dtype.kind in "iu":
+        targets = np.asarray(targets, np.int32)
+    return inputs, targets, None if lengths is None else np.asarray(lengths, np.int32)
+
+
+def batches(indices: NDArray[np.integer], batch: int) -> list[NDArray[np.integer]]:
+    """indices (n,) in pieces of exactly batch, the last one filled up with its own first index: one compiled shape.
+
+    >>> [piece.tolist() for piece in batches(np.arange(3), 2)]
+    [[0, 1], [2, 2]]
+    """
+    checks.positive_integer("batch", batch)
+    if not len(indices):
+        raise checks.fail("indices", "at least one row", "none")
+    missing = -len(indices) % batch
+    last = len(indices) // batch * batch if missing else 0
+    filled = np.concatenate([indices, np.full(missing, indices[last])])
+    return list(filled.reshape(-1, batch))
