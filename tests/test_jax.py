@@ -56,7 +56,7 @@ def test_remat_gives_the_same_gradient(params):
 
 def test_two_forms_of_the_scan_agree():
     rng = np.random.default_rng(1)
-    a, b, x0 = (rng.standard_normal((*shape, 2)) @ np.array([0.6, 0.6j]) for shape in ((5,), (2, 33, 5), (2, 5)))
+    a, b, x0 = (rng.standard_normal((*shape, 2)) @ np.array([0.6, 0.6j]) for shape in ((33, 5), (2, 33, 5), (2, 5)))
     a, b, x0 = (jnp.asarray(value.astype(np.complex64)) for value in (a / abs(a), b, x0))
     np.testing.assert_allclose(_associative(a, b, x0), _loop(a, b, x0), rtol=0, atol=1e-4)
 

@@ -20,16 +20,25 @@ from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
 from ptd.portable import PortableBackend
 
-from .kernels import KERNELS
+from . import blocks
+from .kernels import table
 
 
 class JaxBackend(PortableBackend):
-    """JAX on its default device. Arrays of float64 live inside ``with backend.precision("float64")``."""
+    """JAX on its default device. Arrays of float64 live inside ``with backend.precision("float64")``.
+
+    Args:
+        platform: whose kernels and forms to take: "cpu", "gpu", "tpu"; by default the one jax computes on. Every
+            table gives the same results on every platform; pass another to export for it.
+    """
 
     name = "jax"
     xp = array_api_compat.array_namespace(jnp.zeros(0))
     distributions = ("jax", "jaxlib", "flax", "optax")
-    kernels = KERNELS
+
+    def __init__(self, platform: str | None = None):
+        self.platform = platform or jax.default_backend()
+        self.kernels = table(self.platform)
 
     def device(self) -> str:
         return jax.devices()[0].device_kind
@@ -39,9 +48,24 @@ class JaxBackend(PortableBackend):
         return jax.enable_x64(dtype == "float64")
 
     def apply(self, layer: Layer, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
-        layer.check_call(params, u, **call)
+        layer.check_call(params, u, **call, activations=self.kernels.activations)
+        T = self.block_length(layer, u.shape, **call)
         static = {name: call.pop(name) for name in ("return_state", "form") if name in call}
-        return _apply(layer, params, u, **_as_arrays(call), **static)
+        return _apply(layer, self.platform, T, params, u, **_as_arrays(call), **static)
+
+    def block_length(self, layer: Layer, shape: tuple[int, ...], **call: Any) -> int | None:
+        """The samples per block where a call of apply runs the scan form in blocks of time, else None.
+
+        On a CPU the scan of a long sequence does; form="scan" with platform="gpu" forces the whole sequence at once.
+        """
+        if self.platform != "cpu" or self.form(layer, **call) != "scan":
+            return None
+        T = blocks.block_length(layer, shape)
+        return T if blocks.fits(layer, shape, T, call) else None
+
+    def form(self, layer: Layer, **call: Any) -> str:
+        """The form in which apply runs a call that names none: "scan", "convolution" or "chunked"."""
+        return layer.form_of(self.kernels, **call)
 
     def step(self, layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, **call: Any) -> Any:
         return _step(layer, params, u_k, state, **call)
@@ -65,9 +89,11 @@ class JaxBackend(PortableBackend):
         return JaxLearner(self, model, params, optimizer, seed)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("return_state", "form"))
-def _apply(layer: Layer, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
-    return layer.apply(params, u, kernels=KERNELS, **call)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames=("return_state", "form"))
+def _apply(layer: Layer, platform: str, T: int | None, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
+    if T is not None:
+        return blocks.apply(layer, params, u, T, **{name: call[name] for name in call if name not in ("form", "resets")})
+    return layer.apply(params, u, kernels=table(platform), **call)
 
 
 @functools.partial(jax.jit, static_argnums=0)

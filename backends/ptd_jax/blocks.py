@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from ptd import sequences
-from ptd.arrays import Array, as_pair, from_pair
+from ptd.arrays import Array, as_pair, astype, from_pair
 from ptd.layers import Layer
 from ptd.layers.diagonal import DiagonalLayer
+
+from .recurrences import loop
 
 #: Complex states of one block, in all: half a megabyte in single precision.
 BLOCK_STATES = 2**16
@@ -63,6 +65,7 @@ def apply(
     return_state: bool = False,
 ) -> Any:
     """Layer.apply in its scan form, in blocks of T samples."""
+    narrow, u = u, astype(u, params["log_step"])
     signal = layer.signal(u, lengths, None, step_scale)
     coefficients = layer.discretized(params, signal.step_scale)
     state = jnp.zeros(layer.state_shape(u.shape[:-2]), u.dtype) if state is None else state
@@ -73,7 +76,7 @@ def apply(
         out, end = _run(layer, dict(params), coefficients, layer.complex_leaf(params, name), signal.u, x0, T, reverse)
         y = y + out
         ends.append(as_pair(end))
-    y = sequences.mask(y, signal.lengths)
+    y = sequences.mask(astype(y, narrow), signal.lengths)
     if not return_state:
         return y
     return y, jnp.stack(ends, axis=len(u.shape) - 2) if layer.bidirectional else ends[0]
@@ -106,16 +109,6 @@ def _run(
 
     end, y = lax.scan(body, x0, u.reshape(n, T, *u.shape[1:]), reverse=reverse)
     return jnp.moveaxis(y.reshape(n * T, *y.shape[2:])[:L], 0, -2), end
-
-
-def loop(Lambda_bar: Array, drive: Array, state: Array, reverse: bool = False) -> Array:
-    """All states of x_k = Lambda_bar x_{k-1} + drive_k, time first, by the sequential loop."""
-
-    def body(x: Array, drive_k: Array) -> tuple[Array, Array]:
-        x = Lambda_bar * x + drive_k
-        return x, x
-
-    return lax.scan(body, state, drive, reverse=reverse)[1]
 
 
 def _product(sizes: tuple[int, ...]) -> int:

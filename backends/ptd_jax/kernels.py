@@ -1,6 +1,8 @@
-"""Kernels of the jax backend: recurrences as one compiled loop."""
+"""Kernels of the jax backend: recurrences as one compiled loop, or as a tree where steps cost a launch each."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +12,55 @@ from ptd.arrays import Array
 from ptd.kernels import Kernels
 from ptd.recurrence import LowRankTransition
 
+from .recurrences import loop, tree
+
 
 def scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Array | None = None) -> Array:
     """ptd.recurrence.scan, by the form that is faster on the platform.
 
     On a CPU the sequential loop: measured 1 to 3 times faster forward, 2.5 to 4 times with its gradient, and 6 to 15
     times in compile time than the associative scan (L 64 to 65536, jax 0.10). Elsewhere a loop would launch one
-    kernel per step, so the associative scan.
+    kernel per step, so a tree.
     """
     if resets is not None:
         Lambda_bar = jnp.where(resets[..., None], jnp.zeros_like(Lambda_bar), Lambda_bar)
         state = None if state is None else jnp.where(resets[..., 0, None], jnp.zeros_like(state), state)
+    per_step = Lambda_bar.ndim > 1
     return lax.platform_dependent(
         Lambda_bar,
         drive,
         jnp.zeros_like(drive[..., 0, :]) if state is None else state,
         cpu=_loop,
-        default=_associative,
+        default=_associative if per_step else _tree,
     )
+
+
+def carries(
+    Lambda_bar: Array, drive: Array, state: Array | None = None, *, scan: Callable[..., Array] | None = None
+) -> tuple[Array, Array]:
+    """ptd.chunks.carries with both directions in one recurrence; scan is not used.
+
+    Drive and states stay real planes in memory; complex numbers exist inside the compiled recurrence only.
+    """
+    D, dtype = drive.shape[-3], Lambda_bar.real.dtype
+    # Time first, the direction from right to left turned round: (n, ..., D, 2, M).
+    d = jnp.moveaxis(_aligned(drive, D), -4, 0).astype(dtype)
+    if Lambda_bar.ndim > 1:
+        H, M = Lambda_bar.shape
+        Lambda_bar = Lambda_bar.reshape(H, *(1,) * (d.ndim - 4), M)
+    x0 = jnp.zeros_like(d[0]) if state is None else jnp.zeros_like(d[0]).at[..., 0, :, :].set(state)
+    d, start = lax.complex(d[..., 0, :], d[..., 1, :]), lax.complex(x0[..., 0, :], x0[..., 1, :])
+    x = lax.platform_dependent(Lambda_bar, d, start, cpu=loop, default=tree)
+    planes = jnp.stack([x.real, x.imag], axis=-2)
+    entering = jnp.moveaxis(jnp.concatenate([x0[None], planes[:-1]]), 0, -4)
+    return _aligned(entering, D).astype(drive.dtype), planes[-1]
+
+
+def _aligned(planes: Array, D: int) -> Array:
+    """Planes (..., n, D, 2, M) with direction 1 reversed in time: its own inverse."""
+    if D == 1:
+        return planes
+    return jnp.stack([planes[..., 0, :, :], jnp.flip(planes[..., 1, :, :], axis=-3)], axis=-3)
 
 
 def scan_low_rank(
@@ -52,21 +85,24 @@ def scan_low_rank(
 
 
 def _loop(Lambda_bar: Array, drive: Array, state: Array) -> Array:
-    per_step = Lambda_bar.ndim > 1
+    if Lambda_bar.ndim == 1:
+        return jnp.moveaxis(loop(Lambda_bar, _time_first(drive, -2), state), 0, -2)
 
     def body(x: Array, at: tuple) -> tuple[Array, Array]:
         Lambda_bar_k, drive_k = at
-        x = (Lambda_bar_k if per_step else Lambda_bar) * x + drive_k
+        x = Lambda_bar_k * x + drive_k
         return x, x
 
-    steps = _time_first(Lambda_bar, -2) if per_step else None
-    _, states = lax.scan(body, state, (steps, _time_first(drive, -2)))
+    _, states = lax.scan(body, state, (_time_first(Lambda_bar, -2), _time_first(drive, -2)))
     return jnp.moveaxis(states, 0, -2)
 
 
+def _tree(Lambda_bar: Array, drive: Array, state: Array) -> Array:
+    return jnp.moveaxis(tree(Lambda_bar, _time_first(drive, -2), state), 0, -2)
+
+
 def _associative(Lambda_bar: Array, drive: Array, state: Array) -> Array:
-    first = Lambda_bar[..., 0, :] if Lambda_bar.ndim > 1 else Lambda_bar
-    drive = drive.at[..., 0, :].add(first * state)
+    drive = drive.at[..., 0, :].add(Lambda_bar[..., 0, :] * state)
 
     def compose(left: tuple, right: tuple) -> tuple[Array, Array]:
         return right[0] * left[0], right[0] * left[1] + right[1]
@@ -78,6 +114,22 @@ def _time_first(x: Array, axis: int) -> Array:
     return jnp.moveaxis(x, axis, 0)
 
 
-KERNELS = Kernels(scan=scan, scan_low_rank=scan_low_rank)
+#: The table of each platform. The forms are those that are fastest there, by measurement: see ptd_jax.speed.
+TABLES = {
+    platform: Kernels(
+        scan=scan, scan_low_rank=scan_low_rank, carries=carries, activations=frozenset({"bfloat16"}), forms=forms
+    )
+    for platform, forms in {
+        # A product with a chunk's (T H, T H) matrix costs a CPU more than the recurrence it shortens.
+        "cpu": {"s5": "scan", "s4d": "chunked", "dss": "chunked"},
+        "default": {"s5": "chunked", "s4d": "chunked", "dss": "chunked"},
+    }.items()
+}
+
+
+def table(platform: str) -> Kernels:
+    """The kernels of a platform as jax names it: "cpu", "gpu", "tpu", ..."""
+    return TABLES.get(platform, TABLES["default"])
+
 
 jax.tree_util.register_dataclass(LowRankTransition, data_fields=["diagonal", "left", "right"], meta_fields=["conj_sym"])
