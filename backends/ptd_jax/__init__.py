@@ -92,7 +92,9 @@ class JaxBackend(PortableBackend):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames=("return_state", "form"))
 def _apply(layer: Layer, platform: str, T: int | None, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
     if T is not None:
-        return blocks.apply(layer, params, u, T, **{name: call[name] for name in call if name not in ("form", "resets")})
+        return blocks.apply(
+            layer, params, u, T, **{name: call[name] for name in call if name not in ("form", "resets")}
+        )
     return layer.apply(params, u, kernels=table(platform), **call)
 
 
