@@ -82,11 +82,18 @@ class JaxBackend(PortableBackend):
         description.check(params)
         return Module(self, description, {name: self.asarray(value, dtype) for name, value in params.items()})
 
-    def learner(self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int) -> Any:
+    def learner(
+        self,
+        model: SequenceModel,
+        params: Mapping[str, NDArray],
+        optimizer: Optimizer,
+        seed: int,
+        activations: str | None = None,
+    ) -> Any:
         from .training import JaxLearner
 
         model.check(params)
-        return JaxLearner(self, model, params, optimizer, seed)
+        return JaxLearner(self, model, params, optimizer, seed, activations)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames=("return_state", "form"))

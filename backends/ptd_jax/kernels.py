@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ptd.arrays import Array
+from ptd.arrays import Array, as_planes, from_planes
 from ptd.kernels import Kernels
 from ptd.recurrence import LowRankTransition
 
@@ -25,23 +25,18 @@ def scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Ar
     if resets is not None:
         Lambda_bar = jnp.where(resets[..., None], jnp.zeros_like(Lambda_bar), Lambda_bar)
         state = None if state is None else jnp.where(resets[..., 0, None], jnp.zeros_like(state), state)
-    per_step = Lambda_bar.ndim > 1
-    return lax.platform_dependent(
-        Lambda_bar,
-        drive,
-        jnp.zeros_like(drive[..., 0, :]) if state is None else state,
-        cpu=_loop,
-        default=_associative if per_step else _tree,
-    )
+    state = jnp.zeros_like(drive[..., 0, :]) if state is None else jnp.broadcast_to(state, drive[..., 0, :].shape)
+    if Lambda_bar.ndim > 1:
+        return lax.platform_dependent(Lambda_bar, drive, state, cpu=_loop_per_step, default=associative_scan)
+    planes = jnp.moveaxis(as_planes(drive), -3, 0)
+    x = lax.platform_dependent(Lambda_bar, planes, as_planes(state), cpu=loop, default=tree)
+    return from_planes(jnp.moveaxis(x, 0, -3))
 
 
 def carries(
     Lambda_bar: Array, drive: Array, state: Array | None = None, *, scan: Callable[..., Array] | None = None
 ) -> tuple[Array, Array]:
-    """ptd.chunks.carries with both directions in one recurrence; scan is not used.
-
-    Drive and states stay real planes in memory; complex numbers exist inside the compiled recurrence only.
-    """
+    """ptd.chunks.carries with both directions in one recurrence; scan is not used."""
     D, dtype = drive.shape[-3], Lambda_bar.real.dtype
     # Time first, the direction from right to left turned round: (n, ..., D, 2, M).
     d = jnp.moveaxis(_aligned(drive, D), -4, 0).astype(dtype)
@@ -49,9 +44,7 @@ def carries(
         H, M = Lambda_bar.shape
         Lambda_bar = Lambda_bar.reshape(H, *(1,) * (d.ndim - 4), M)
     x0 = jnp.zeros_like(d[0]) if state is None else jnp.zeros_like(d[0]).at[..., 0, :, :].set(state)
-    d, start = lax.complex(d[..., 0, :], d[..., 1, :]), lax.complex(x0[..., 0, :], x0[..., 1, :])
-    x = lax.platform_dependent(Lambda_bar, d, start, cpu=loop, default=tree)
-    planes = jnp.stack([x.real, x.imag], axis=-2)
+    planes = lax.platform_dependent(Lambda_bar, d, x0, cpu=loop, default=tree)
     entering = jnp.moveaxis(jnp.concatenate([x0[None], planes[:-1]]), 0, -4)
     return _aligned(entering, D).astype(drive.dtype), planes[-1]
 
@@ -84,10 +77,7 @@ def scan_low_rank(
     return jnp.moveaxis(states, 0, -3)
 
 
-def _loop(Lambda_bar: Array, drive: Array, state: Array) -> Array:
-    if Lambda_bar.ndim == 1:
-        return jnp.moveaxis(loop(Lambda_bar, _time_first(drive, -2), state), 0, -2)
-
+def _loop_per_step(Lambda_bar: Array, drive: Array, state: Array) -> Array:
     def body(x: Array, at: tuple) -> tuple[Array, Array]:
         Lambda_bar_k, drive_k = at
         x = Lambda_bar_k * x + drive_k
@@ -97,17 +87,18 @@ def _loop(Lambda_bar: Array, drive: Array, state: Array) -> Array:
     return jnp.moveaxis(states, 0, -2)
 
 
-def _tree(Lambda_bar: Array, drive: Array, state: Array) -> Array:
-    return jnp.moveaxis(tree(Lambda_bar, _time_first(drive, -2), state), 0, -2)
-
-
-def _associative(Lambda_bar: Array, drive: Array, state: Array) -> Array:
-    drive = drive.at[..., 0, :].add(Lambda_bar[..., 0, :] * state)
+def associative_scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Array | None = None) -> Array:
+    """ptd.recurrence.scan as lax.associative_scan over pairs of coefficient and drive."""
+    a = jnp.broadcast_to(Lambda_bar, drive.shape)
+    if resets is not None:
+        a = jnp.where(resets[..., None], jnp.zeros_like(a), a)
+    if state is not None:
+        drive = drive.at[..., 0, :].add(a[..., 0, :] * state)
 
     def compose(left: tuple, right: tuple) -> tuple[Array, Array]:
         return right[0] * left[0], right[0] * left[1] + right[1]
 
-    return lax.associative_scan(compose, (jnp.broadcast_to(Lambda_bar, drive.shape), drive), axis=drive.ndim - 2)[1]
+    return lax.associative_scan(compose, (a, drive), axis=drive.ndim - 2)[1]
 
 
 def _time_first(x: Array, axis: int) -> Array:

@@ -55,6 +55,7 @@ class JaxLearner:
         params: Mapping[str, NDArray],
         optimizer: Optimizer,
         seed: int,
+        activations: str | None = None,
     ):
         leaves = {name: jnp.array(value, "float32") for name, value in params.items()}
         transform = _transform(optimizer, list(leaves))
@@ -64,7 +65,12 @@ class JaxLearner:
         def loss(trained: dict, statistics: dict, batch: Placed, steps: Array) -> Any:
             training = Training(_dropout(jax.random.fold_in(key, steps)))
             y, updated = backend.apply_model(
-                model, trained | statistics, batch.inputs, lengths=batch.lengths, training=training
+                model,
+                trained | statistics,
+                batch.inputs,
+                lengths=batch.lengths,
+                training=training,
+                activations=activations,
             )
             return _loss(y, batch.targets), updated
 
@@ -85,7 +91,8 @@ class JaxLearner:
             return lax.fori_loop(0, count, body, (state, jnp.zeros(len(order))))
 
         def outputs(leaves: dict, inputs: Array, lengths: Any, layer_noise: Any) -> Array:
-            return backend.apply_model(model, leaves, inputs, lengths=lengths, layer_noise=layer_noise)
+            call = {"lengths": lengths, "layer_noise": layer_noise, "activations": activations}
+            return backend.apply_model(model, leaves, inputs, **call)
 
         def rows(leaves: dict, placed: Placed, index: Array) -> Array:
             batch = placed.rows(index)
