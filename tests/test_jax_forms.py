@@ -12,7 +12,7 @@ import ptd
 from ptd.arrays import as_planes
 from ptd_jax import JaxBackend, blocks
 from ptd_jax import backend as be
-from ptd_jax.kernels import carries
+from ptd_jax.kernels import carries_by
 from ptd_jax.recurrences import loop, tree
 
 LAYERS = {"s5": ptd.S5(3, 6), "s4d": ptd.S4D(2, 4), "s5 both ways": ptd.S5(3, 6, bidirectional=True)}
@@ -61,10 +61,12 @@ def test_derivatives_of_the_loop_are_those_of_the_definition(reverse):
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5)])
-def test_carries_on_a_tree_equal_those_of_the_definition(shape, monkeypatch):
-    monkeypatch.setattr("ptd_jax.kernels.loop", tree)
+def test_carries_on_a_tree_equal_those_of_the_definition(shape):
     a, drive, state = 0.9 * jnp.exp(1j * draw(*shape)), draw(*shape[:-1], 2, 7, 2, 2, 5), draw(*shape[:-1], 2, 2, 5)
-    found, expected = jax.jit(carries)(a, drive, state), ptd.chunks.carries(*map(np.asarray, (a, drive, state)))
+    found, expected = (
+        jax.jit(carries_by("tree"))(a, drive, state),
+        ptd.chunks.carries(*map(np.asarray, (a, drive, state))),
+    )
     for x, y in zip(found, expected, strict=True):
         assert_allclose(x, y, rtol=0, atol=1e-12)
 
@@ -121,6 +123,9 @@ def test_the_form_and_the_blocks_of_a_call_are_visible_and_can_be_forced():
     assert (cpu.form(layer), cpu.block_length(layer, (1, 4096, 4))) == ("scan", 512)
     assert (gpu.form(layer), gpu.block_length(layer, (1, 4096, 4))) == ("chunked", None)
     assert (cpu.form(layer, form="chunked"), gpu.form(layer, resets=np.zeros(3, bool))) == ("chunked", "scan")
+    assert JaxBackend("cpu", "tree").block_length(layer, (1, 4096, 4)) is None
+    with pytest.raises(ValueError, match=r"recurrence: expected one of 'loop', 'pallas', .*, got 'fft'"):
+        JaxBackend("cpu", "fft")
     u, params = draw(1, 1100, 4), parameters(layer)
     outputs = [cpu.apply(layer, params, u), cpu.apply(layer, params, u, form="chunked"), gpu.apply(layer, params, u)]
     for y in outputs[1:]:

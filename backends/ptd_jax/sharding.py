@@ -9,7 +9,7 @@ jax.sharding.NamedSharding and call apply under jit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,9 +20,10 @@ from jax.sharding import Mesh, PartitionSpec
 from ptd import checks
 from ptd.arrays import Array
 from ptd.convolution import powers
+from ptd.kernels import Kernels
 from ptd.layers import Layer
 
-from .kernels import carries, table
+from .kernels import table, usual_recurrence
 
 
 def apply(
@@ -36,6 +37,7 @@ def apply(
     lengths: Array | None = None,
     step_scale: float | None = None,
     return_state: bool = False,
+    recurrence: str | None = None,
 ) -> Any:
     """Layer.apply of a time-invariant diagonal layer with time sharded over one axis of a mesh.
 
@@ -52,6 +54,7 @@ def apply(
         lengths: as for Layer.apply.
         step_scale: a number, as for Layer.apply.
         return_state: also return the final state, on every device; not with lengths.
+        recurrence: as for JaxBackend.
 
     Returns:
         y, real (..., L, H), sharded as u; with return_state the pair (y, final state).
@@ -59,6 +62,8 @@ def apply(
     Raises:
         ValueError: an argument does not fit.
     """
+    platform = jax.default_backend()
+    kernels = table(platform, recurrence or usual_recurrence(platform))
     layer.check_call(
         params,
         u,
@@ -66,7 +71,7 @@ def apply(
         lengths=lengths,
         step_scale=step_scale,
         form="chunked",
-        activations=table("default").activations,
+        activations=kernels.activations,
     )
     checks.choice("axis", axis, mesh.axis_names)
     shards, L = mesh.shape[axis], u.shape[-2]
@@ -80,7 +85,7 @@ def apply(
         if lengths is not None:
             lengths = jnp.clip(lengths - lax.axis_index(axis) * stretch, 0, stretch)
         call = {"state": state, "lengths": lengths, "step_scale": step_scale, "return_state": return_state}
-        return layer.apply(params, u, form="chunked", kernels=_kernels(axis), **call)
+        return layer.apply(params, u, form="chunked", kernels=_across(axis, kernels), **call)
 
     whole, by_time = PartitionSpec(), PartitionSpec(*[None] * (u.ndim - 2), axis, None)
     return jax.shard_map(
@@ -93,21 +98,20 @@ def apply(
     )(dict(params), u, state, None if lengths is None else jnp.asarray(lengths))
 
 
-def _kernels(axis: str) -> Any:
+def _across(axis: str, kernels: Kernels) -> Kernels:
     """The kernels of one stretch of time."""
-    kernels = table(jax.default_backend())
 
     def whole_chunks(layer: Layer, L: int) -> int:
         # A padded chunk would let states decay before they leave for the neighbour.
         return next(T for T in range(kernels.chunk_length(layer, L), 0, -1) if L % T == 0)
 
     def across(decay: Array, drive: Array, state: Array | None = None, **_: Any) -> tuple[Array, Array]:
-        return _carries(axis, decay, drive, state)
+        return _carries(kernels.carries, axis, decay, drive, state)
 
     return dataclasses.replace(kernels, carries=across, chunk_length=whole_chunks)
 
 
-def _carries(axis: str, decay: Array, drive: Array, state: Array | None) -> tuple[Array, Array]:
+def _carries(carries: Callable, axis: str, decay: Array, drive: Array, state: Array | None) -> tuple[Array, Array]:
     """ptd.chunks.carries where each device holds its stretch of the chunks; final is that of the whole sequence."""
     entering, ends = carries(decay, drive)
     D, n, dtype = drive.shape[-3], drive.shape[-4], ends.dtype
