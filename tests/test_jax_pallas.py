@@ -98,7 +98,7 @@ def test_gpu_kernel_and_its_gradient_lower_to_triton():
 def test_tpu_scan_and_its_gradient_equal_the_loop(shape, monkeypatch):
     """Several blocks of time with a rest, in single precision, which is what the registers hold."""
     monkeypatch.setattr(pallas_tpu, "TIME", 8)
-    a, rows = coefficient(*shape).astype(np.complex64), (*shape[:-1], 3, 2, 5)
+    a, rows = coefficient(*shape).astype(np.complex64), (*shape[:-2], 3, 2, 5)
     drive, state, w = (draw(*s).astype(np.float32) for s in ((19, *rows), rows, (19, *rows)))
 
     def loss(scan, *arguments):

@@ -41,7 +41,7 @@ def scan(Lambda_bar: Array, drive: Array, state: Array, interpret: Any = False) 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _scan(a: Array, drive: Array, state: Array, backwards: bool, interpret: Any) -> Array:
-    """States (L, G, R, 2, M) of G groups with a coefficient each, (G, 2, M); backwards from the last step to the first."""
+    """States (L, G, R, 2, M) of G groups with a coefficient each, (G, 2, M); backwards: the last step runs first."""
     L, G, R, _, M = drive.shape
     time = min(TIME, -(-L // 8) * 8)
     # Steps are appended after the one that runs last.
