@@ -20,6 +20,7 @@ from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
 from ptd.portable import PortableBackend
 
+from .compilation import compiled
 from .kernels import KERNELS
 from .scan import kernel_path
 
@@ -69,6 +70,7 @@ class TorchBackend(PortableBackend):
 
     def apply(self, layer: Layer, params: Mapping[str, Tensor], u: Tensor, **call: Any) -> Any:
         kernels = KERNELS[u.device.type] if isinstance(u, Tensor) else self.kernels
+        layer.check_call(params, u, activations=kernels.activations, **call)  # while host values still are
         return layer.apply(params, _autocast(u), kernels=kernels, **_as_tensors(call, u))
 
     def step(self, layer: Layer, params: Mapping[str, Tensor], u_k: Tensor, state: Tensor, **call: Any) -> Any:
@@ -83,7 +85,7 @@ class TorchBackend(PortableBackend):
         }
 
     def compiled(self, function: Callable) -> Callable:
-        return torch.compile(function, fullgraph=True, dynamic=False)
+        return compiled(function)
 
     def module(self, description: Layer | SequenceModel, params: Mapping[str, NDArray], dtype: str = "float32") -> Any:
         from .modules import Module

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ptd import convolution
 from ptd.arrays import Array, as_planes, from_planes
 from ptd.kernels import Kernels
 
@@ -42,6 +43,11 @@ def carries(Lambda_bar: Array, drive: Tensor, state: Tensor | None = None, *, sc
     return entering.view(drive.shape), final.view(*batch, D, 2, M)
 
 
+def causal_convolution(u: Tensor, K: Tensor) -> Tensor:
+    """ptd.convolution.causal_convolution; the library's FFT (MKL, torch 2.13) refuses an empty batch."""
+    return convolution.causal_convolution(u, K) if u.numel() else u
+
+
 def chunk_length_on_gpu(layer: Any, L: int) -> int:
     """T on a GPU.
 
@@ -64,6 +70,7 @@ def chunk_length_on_cpu(layer: Any, L: int) -> int:
 _SHARED: dict[str, Any] = {
     "scan": scan,
     "carries": carries,
+    "causal_convolution": causal_convolution,
     "forms": {"s5": "chunked", "s4d": "chunked", "dss": "chunked"},
     "activations": frozenset({"bfloat16", "float16"}),
 }

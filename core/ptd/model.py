@@ -17,7 +17,7 @@ import numpy as np
 from numpy.random import Generator
 
 from . import checks, sequences
-from .arrays import Array, astype, namespace
+from .arrays import Array, arange, astype, namespace
 from .initialization import Leaves, initialize
 from .inputs import Input
 from .layers import Layer
@@ -26,6 +26,9 @@ Parameters = Mapping[str, Array]
 
 ACTIVATIONS = ("gelu", "full_glu", "half_glu1", "half_glu2")
 NORM_EPSILON = 1e-5
+#: Vocabularies up to here are embedded by a product with one-hot rows: the gradient of a gather adds up in whatever
+#: order a GPU happens to, and training would not repeat itself.
+SMALL_VOCABULARY = 512
 
 
 @dataclass(frozen=True)
@@ -296,6 +299,9 @@ class SequenceModel:
         xp = namespace(params["encoder.weight"])
         if str(u.dtype).endswith(("int8", "int16")):  # frameworks do not agree on which small integers are indices
             u = xp.astype(u, xp.int32)
+        if self.d_input <= SMALL_VOCABULARY:
+            codes = arange(self.d_input, like=u)
+            return _linear(scope, "encoder", astype(u[..., None] == codes, params["encoder.weight"]))
         rows = xp.take(params["encoder.weight"].T, xp.reshape(u, (-1,)), axis=0)
         return xp.reshape(rows, (*u.shape, self.layer.d_model)) + params["encoder.bias"]
 

@@ -1,0 +1,112 @@
+"""nn.Modules: thin owners of the leaves, which call the pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ptd import checks
+from ptd.contract import Backend
+from ptd.layers import Layer
+from ptd.model import SequenceModel, is_statistic
+from ptd.optimization import Optimizer
+
+
+class Leaves(nn.Module):
+    """Named leaves as parameters, dotted names as submodules: Lambda_re, blocks.0.layer.Lambda_re, ...
+
+    Batch-norm statistics are buffers.
+    """
+
+    def own(self, leaves: dict[str, Tensor]) -> None:
+        """Register the leaves under their dotted names."""
+        for name, value in leaves.items():
+            *path, last = name.split(".")
+            owner: nn.Module = self
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, Leaves())
+                owner = owner.get_submodule(part)
+            if is_statistic(name):
+                owner.register_buffer(last, value)
+            else:
+                owner.register_parameter(last, nn.Parameter(value))
+
+
+class Module(Leaves):
+    """A layer or model with its parameters; calls, steps and exchanges leaves as the contract says.
+
+    Parameters stay float32 or float64; for narrower activations run it under torch.autocast.
+    """
+
+    def __init__(self, backend: Backend, description: Layer | SequenceModel, leaves: dict[str, Tensor]):
+        super().__init__()
+        self.backend, self.description = backend, description
+        self.own(leaves)
+
+    @property
+    def kernel_path(self) -> str:
+        """What runs the recurrence where the parameters are: "triton", "triton interpreter" or "torch"."""
+        from .scan import kernel_path
+
+        return kernel_path(next(self.parameters()).device)
+
+    def forward(self, u: Tensor, **call: Any) -> Any:
+        """The output on whole sequences; arguments as Layer.apply or SequenceModel.apply."""
+        apply = self.backend.apply if isinstance(self.description, Layer) else self.backend.apply_model
+        return apply(self.description, self._tensors(), u, **call)
+
+    def step(self, u_k: Tensor, state: Any, **call: Any) -> Any:
+        """One sample; arguments as Layer.step or SequenceModel.step."""
+        step = self.backend.step if isinstance(self.description, Layer) else type(self.description).step
+        return step(self.description, self._tensors(), u_k, state, **call)
+
+    def initial_state(self, batch: tuple[int, ...] = ()) -> Any:
+        """A zero state of a layer; of a model, one per block."""
+        like = next(self.parameters())
+        if isinstance(self.description, Layer):
+            return like.new_zeros(self.description.state_shape(batch))
+        return [like.new_zeros(shape) for shape in self.description.state_shapes(batch)]
+
+    def leaves(self) -> dict[str, NDArray]:
+        """The parameters by name, on the host."""
+        return {name: np.array(value.detach().cpu()) for name, value in self._tensors().items()}
+
+    def extra_repr(self) -> str:
+        """The description, for print."""
+        return repr(self.description)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
+        dtype = fn(next(self.parameters()).detach()[:0]).dtype
+        if dtype not in (torch.float32, torch.float64):
+            remedy = "keep the parameters and run under torch.autocast: eigenvalues near 1 need their digits"
+            raise checks.fail("dtype", "float32 or float64 parameters", dtype, remedy)
+        return super()._apply(fn, recurse)
+
+
+def param_groups(module: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Parameter groups for any torch optimiser: learning rate and weight decay of each leaf by its name.
+
+    Args:
+        module: a Module, or any module that contains some; leaves that are not state-space ones train at lr.
+        optimizer: the rates and the rule; its schedule is not applied here.
+
+    Returns:
+        Groups with params, lr and weight_decay; frozen leaves are left out.
+    """
+    groups: dict[Any, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        groups.setdefault(optimizer.group(name), []).append(parameter)
+    return [
+        {"params": members, "lr": group.lr, "weight_decay": group.weight_decay}
+        for group, members in groups.items()
+        if group.lr > 0
+    ]

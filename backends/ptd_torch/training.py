@@ -1,0 +1,253 @@
+"""Training a SequenceModel: on a GPU whole steps, optimiser included, are one CUDA graph over compiled code."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from ptd import checks
+from ptd.contract import Backend
+from ptd.model import SequenceModel, Training, is_statistic
+from ptd.optimization import Optimizer
+from ptd.whole_sets import as_set, batches
+
+from .compilation import compiled as compile_once
+
+
+class Placed(NamedTuple):
+    """A data set, or a batch, on the device."""
+
+    inputs: Tensor
+    targets: Tensor
+    lengths: Tensor | None
+
+    def rows(self, index: Tensor) -> Placed:
+        """The batch of the rows in index."""
+        return Placed(*(None if part is None else part[index] for part in self))
+
+
+class TorchLearner:
+    """The contract's Learner. All it changes is in _leaves, _moments and _steps, which stay where they are in memory.
+
+    Args:
+        activations: a narrower dtype for all between encoder and pooling, "bfloat16"; None for float32.
+        compiled: compile forward and backward and, on a GPU, replay steps as CUDA graphs; by default on a GPU only.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        model: SequenceModel,
+        params: Mapping[str, NDArray],
+        optimizer: Optimizer,
+        seed: int,
+        *,
+        activations: str | None = None,
+        compiled: bool | None = None,
+    ):
+        self._backend, self._model, self._activations = backend, model, activations
+        self._leaves = {name: backend.asarray(value, "float32").clone() for name, value in params.items()}
+        self._device = next(iter(self._leaves.values())).device
+        self._steps = torch.zeros((), dtype=torch.int64, device=self._device)
+        self._seed, self._schedule = seed, _schedule(optimizer)
+        self._groups = _groups(optimizer, self._leaves)
+        self._moments = {name: torch.zeros_like(leaf) for name, leaf in self._trained().items()}
+        self._squares = {name: torch.zeros_like(leaf) for name, leaf in self._trained().items()}
+        for leaf in self._trained().values():
+            leaf.requires_grad_()
+        self._on_gpu = self._device.type == "cuda"
+        self._compiled = self._on_gpu if compiled is None else compiled
+        self._loss, self._forward = self._loss_of, self._outputs_of
+        if self._compiled:
+            self._loss, self._forward = compile_once(self._loss_of), compile_once(self._outputs_of)
+        self._graphs: dict[Any, tuple[Any, Tensor, Tensor]] = {}
+
+    # --- the contract ------------------------------------------------------------------------------------------
+
+    def step(self, inputs: Any, targets: Any, lengths: Any = None) -> Tensor:
+        """One optimiser step; the loss before it, as a 0-d tensor."""
+        return self._step(self.place(inputs, targets, lengths))
+
+    def outputs(self, inputs: Any, lengths: Any = None, layer_noise: list | None = None) -> NDArray[np.float32]:
+        """The model's outputs in evaluation mode."""
+        noise = None if layer_noise is None else [self._tensor(value) for value in layer_noise]
+        lengths = None if lengths is None else self._tensor(lengths)
+        with torch.no_grad():
+            return self._forward(self._tensor(inputs), lengths, noise).cpu().numpy()
+
+    def parameters(self) -> dict[str, NDArray]:
+        """The current leaves, on the host."""
+        return {name: np.array(value.detach().cpu()) for name, value in self._leaves.items()}
+
+    def place(self, inputs: Any, targets: Any, lengths: Any = None) -> Placed:
+        """See ptd.contract.Learner."""
+        host = as_set(inputs, targets, lengths)
+        return Placed(*(None if part is None else self._tensor(part) for part in host))
+
+    def train(self, placed: Placed, order: NDArray[np.integer]) -> NDArray[np.float32]:
+        """See ptd.contract.Learner."""
+        rows = torch.as_tensor(np.asarray(order, np.int64), device=self._device)
+        losses = torch.zeros(len(rows), device=self._device)
+        for k, index in enumerate(rows):
+            losses[k] = self._replay(placed, index) if self._on_gpu and self._compiled else self._indexed(placed, index)
+        return losses.cpu().numpy()
+
+    def evaluate(self, placed: Placed, indices: NDArray[np.integer], batch: int) -> NDArray[np.float32]:
+        """See ptd.contract.Learner."""
+        parts = []
+        with torch.no_grad():
+            for index in batches(indices, batch):
+                rows = placed.rows(torch.as_tensor(index, device=self._device))
+                parts.append(self._forward(rows.inputs, rows.lengths, None))
+        return torch.cat(parts)[: len(indices)].cpu().numpy()
+
+    def snapshot(self) -> dict[str, NDArray]:
+        """See ptd.contract.Learner."""
+        return {name: np.array(value.detach().cpu()) for name, value in self._state().items()}
+
+    def restore(self, snapshot: Mapping[str, NDArray]) -> None:
+        """See ptd.contract.Learner."""
+        state = self._state()
+        checks.shapes("this learner", snapshot, {name: tuple(value.shape) for name, value in state.items()})
+        with torch.no_grad():
+            for name, value in state.items():
+                value.copy_(torch.as_tensor(np.asarray(snapshot[name])))
+
+    # --- one step ----------------------------------------------------------------------------------------------
+
+    def _step(self, batch: Placed) -> Tensor:
+        loss, statistics = self._loss(batch.inputs, batch.targets, batch.lengths)
+        trained = self._trained()
+        grads = dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
+        with torch.no_grad():
+            for name, value in statistics.items():
+                self._leaves[name].copy_(value)
+            self._update(grads)
+        return loss.detach()
+
+    def _indexed(self, placed: Placed, index: Tensor) -> Tensor:
+        return self._step(placed.rows(index))
+
+    def _loss_of(self, inputs: Tensor, targets: Tensor, lengths: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        training = Training(_dropout(self._seed, self._steps))
+        y, statistics = self._backend.apply_model(
+            self._model, self._leaves, inputs, lengths=lengths, training=training, activations=self._activations
+        )
+        if targets.is_floating_point():
+            return ((y - targets) ** 2).mean(), statistics
+        return functional.cross_entropy(y, targets.long()), statistics
+
+    def _outputs_of(self, inputs: Tensor, lengths: Tensor | None, noise: list[Tensor] | None) -> Tensor:
+        return self._backend.apply_model(
+            self._model, self._leaves, inputs, lengths=lengths, layer_noise=noise, activations=self._activations
+        )
+
+    def _update(self, grads: dict[str, Tensor]) -> None:
+        """AdamW in place, the rate from the step count on the device."""
+        factor = self._schedule(self._steps.to(torch.float32))
+        done = self._steps.to(torch.float32)
+        for group, names in self._groups.items():
+            parts = [[source[name] for name in names] for source in (self._leaves, grads, self._moments, self._squares)]
+            steps = [done.clone() for _ in names]
+            torch._fused_adamw_(
+                *parts, [], [step.add_(1) for step in steps],
+                lr=factor * group.lr, beta1=0.9, beta2=0.999, weight_decay=group.weight_decay, eps=1e-8,
+                amsgrad=False, maximize=False,
+            )  # fmt: skip
+        self._steps += 1
+
+    # --- CUDA graphs -------------------------------------------------------------------------------------------
+
+    def _replay(self, placed: Placed, index: Tensor) -> Tensor:
+        key = (id(placed.inputs), tuple(index.shape))
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(placed, index)
+        graph, static_index, loss = self._graphs[key]
+        static_index.copy_(index)
+        graph.replay()
+        return loss
+
+    def _capture(self, placed: Placed, index: Tensor) -> tuple[Any, Tensor, Tensor]:
+        """A graph of one step on rows of a data set; the steps that warm it up are undone."""
+        kept = {name: value.detach().clone() for name, value in self._state().items()}
+        index = index.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._indexed(placed, index)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = self._indexed(placed, index)
+        with torch.no_grad():
+            for name, value in self._state().items():
+                value.copy_(kept[name])
+        return graph, index, loss
+
+    # --- state -------------------------------------------------------------------------------------------------
+
+    def _trained(self) -> dict[str, Tensor]:
+        names = itertools.chain.from_iterable(self._groups.values())
+        return {name: self._leaves[name] for name in names}
+
+    def _state(self) -> dict[str, Tensor]:
+        parts = {"leaves": self._leaves, "moments": self._moments, "squares": self._squares}
+        return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()} | {
+            "steps": self._steps
+        }
+
+    def _tensor(self, host: Any) -> Tensor:
+        return (
+            host.to(self._device) if isinstance(host, Tensor) else torch.tensor(np.asarray(host), device=self._device)
+        )
+
+
+def _groups(optimizer: Optimizer, leaves: Mapping[str, Tensor]) -> dict[Any, list[str]]:
+    """Names of the trained leaves by their group."""
+    groups: dict[Any, list[str]] = {}
+    for name in leaves:
+        group = optimizer.group(name)
+        if not is_statistic(name) and group.lr > 0:
+            groups.setdefault(group, []).append(name)
+    return groups
+
+
+def _schedule(optimizer: Optimizer) -> Callable[[Tensor], Tensor]:
+    """The share of the peak rate at a step: linear warm-up, then half a cosine to 0."""
+    warm, total = optimizer.warmup_steps, optimizer.total_steps
+
+    def share(step: Tensor) -> Tensor:
+        falling = 0.5 * (1 + torch.cos(math.pi * ((step - warm) / (total - warm)).clamp(0, 1)))
+        return torch.where(step < warm, step / max(warm, 1), falling)
+
+    return share
+
+
+def _dropout(seed: int, steps: Tensor) -> Callable[[Tensor, float, bool], Tensor]:
+    """Dropout whose masks are a function of seed, step, call and position alone, in eager and compiled runs alike."""
+    calls = itertools.count(1)
+
+    def dropout(x: Tensor, rate: float, over_time: bool) -> Tensor:
+        shape = (*x.shape[:-2], 1, x.shape[-1]) if over_time else x.shape
+        key = _mixed(_mixed(steps + (seed << 20)) + next(calls) * 0x9E3779B1)
+        bits = _mixed(torch.arange(math.prod(shape), device=x.device).view(shape) + key)
+        return torch.where(bits >= int(rate * 2**32), x / (1 - rate), 0.0)
+
+    return dropout
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """32 well-mixed bits of each integer: two rounds of multiply and fold, each a bijection of 32 bits."""
+    for factor in (0x85EBCA6B, 0xC2B2AE35):
+        x = x & 0xFFFFFFFF
+        x = ((x ^ (x >> 16)) * factor) & 0xFFFFFFFF
+    return x ^ (x >> 16)
