@@ -15,7 +15,7 @@ RESULTS = Path("conformance/results")
 @nox.session
 def tests(session: nox.Session) -> None:
     """Core against mathematics, and the conformance suite against broken backends."""
-    session.install("-e", ".[test,quickstart,jax]")
+    session.install("-e", ".[test,quickstart,jax,examples]")
     session.run("python", "-m", "pytest", *session.posargs)
 
 

@@ -28,3 +28,12 @@ def test_layer_is_timed_against_the_plain_formulation():
 
 def test_two_devices_are_not_measured_on_one():
     assert list(speed.two_devices(be)) == []
+
+
+def test_recurrences_are_compared_with_a_copy():
+    figures = list(speed.recurrences(be, rows={"Text": SMALL}, names=["loop"]))
+    assert [figure.label.partition(", (")[0] for figure in figures] == [
+        "carries by loop, forward",
+        "carries by loop, forward + backward",
+    ]
+    assert all(0 < figure.fraction < 1 for figure in figures)

@@ -29,7 +29,7 @@ KEPT = 2**21
 
 def block_length(layer: Layer, shape: tuple[int, ...]) -> int:
     """T, the samples per block, for an input of shape (..., L, H): a divisor of L where there is one near."""
-    L, states = shape[-2], max(1, math.prod(shape[:-2]) * math.prod(layer.state_axes))
+    L, states = shape[-2], _known(shape[:-2]) * math.prod(layer.state_axes)
     T = max(SHORTEST, min(LONGEST, BLOCK_STATES // states))
     if L <= T:
         return L
@@ -98,7 +98,12 @@ def _run(Lambda_bar: Array, into: Array, out: Array, u: Array, x0: Array, T: int
         x = loop(Lambda_bar, drive.reshape(*u.shape[:-1], 2, -1), x, reverse)
         return x[0 if reverse else -1], x.reshape(drive.shape) @ out
 
-    if u.size // u.shape[-1] * Lambda_bar.size > KEPT:
+    if _known(u.shape[:-1]) * Lambda_bar.size > KEPT:
         block = jax.checkpoint(block)
     end, y = lax.scan(block, x0, u.reshape(n, T, *u.shape[1:]), reverse=reverse)
     return jnp.moveaxis(y.reshape(n * T, *y.shape[2:])[:L], 0, -2), end
+
+
+def _known(sizes: tuple[Any, ...]) -> int:
+    """The product of sizes, at least 1; one that jax.export leaves open counts as 1."""
+    return max(1, math.prod(size for size in sizes if isinstance(size, int)))

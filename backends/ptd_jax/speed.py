@@ -1,4 +1,4 @@
-"""Speed of the jax backend; see ptd.speed. Also run by ``python -m ptd_jax.speed [FIGURES ...] [--only NAME ...]``."""
+"""Speed of the jax backend; see ptd.speed. Also run by ``python -m ptd_jax.speed [FIGURES ...] [--only NAME ...] [--recurrence NAME]``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 import ptd
 from ptd.kernels import Kernels
@@ -19,7 +20,7 @@ from ptd.layers import Layer
 from ptd.speed import TRAINING_STEPS, Figure, TrainingStep, median_seconds
 
 from . import JaxBackend, sharding
-from .kernels import associative_scan
+from .kernels import RECURRENCES, associative_scan, carries_by
 from .training import CHUNK
 
 GIB = 2**30
@@ -72,7 +73,7 @@ def training_steps(
             source="the original's step, JAX on one H200, recorded",
             target=1.7 if activations is None else None,
             gibibytes=bytes_ / GIB,
-            note=f"compiled in {compile_seconds:.1f} s",
+            note=f"compiled in {compile_seconds:.1f} s, recurrence {backend.recurrence}",
         )
         del learner, placed, state, run, once
 
@@ -120,6 +121,34 @@ def per_feature(
     source = "convolution form, this run"
     layer = ptd.S4D(d_model, 64)
     yield from layers(backend, layer=layer, shapes=shapes, kernels=backend.kernels, form="convolution", source=source)
+
+
+def recurrences(
+    backend: JaxBackend, *, rows: Mapping[str, TrainingStep] = TRAINING_STEPS, names: Iterable[str] = ()
+) -> Iterator[Figure]:
+    """The states that enter the chunks of each recipe's layer, forward and with the gradient, by each recurrence."""
+    bandwidth = copy_bandwidth(backend)
+    for row in rows.values():
+        layer = row.model().layer
+        chunks = -(-row.length // backend.kernels.chunk_length(layer, row.length))
+        shape = (row.batch, chunks, 2, 2, layer.modes)
+        a = jnp.exp(lax.complex(jnp.full(layer.modes, -0.01), jnp.linspace(0.0, 3.0, layer.modes)))
+        drive = jax.random.normal(jax.random.key(0), shape)
+        for name in names or (("loop", "tree") if backend.platform == "cpu" else ("tree", "pallas")):
+            carries = carries_by(name)
+
+            def forward(a: Any, drive: Any, carries: Callable = carries) -> Any:
+                return carries(a, drive)[0]
+
+            # Drive and states; and with the gradient the states again, their cotangent and the drive's.
+            for label, function, passes in (
+                ("forward", jax.jit(forward), 2),
+                ("forward + backward", jax.jit(lambda a, d, w, f=forward: jax.vjp(f, a, d)[1](w)), 5),
+            ):
+                arguments = (a, drive) if passes == 2 else (a, drive, drive)
+                seconds = _seconds(function, *arguments)
+                fraction = passes * 4 * drive.size / seconds / bandwidth
+                yield Figure(f"carries by {name}, {label}, {shape}", seconds, fraction=fraction)
 
 
 def two_devices(backend: JaxBackend, *, L: int = 2**22, H: int = 128) -> Iterator[Figure]:
@@ -193,6 +222,7 @@ FIGURES: dict[str, Callable[..., Iterator[Figure]]] = {
     "training-bf16": functools.partial(training_steps, activations="bfloat16"),
     "layers": layers,
     "per-feature": per_feature,
+    "recurrences": recurrences,
     "two-devices": two_devices,
 }
 
@@ -201,11 +231,13 @@ def main() -> None:
     """Print figures, one a line."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("figures", nargs="*", choices=[[], *FIGURES], default=["training"])
-    parser.add_argument("--only", nargs="*", choices=TRAINING_STEPS, help="of the training steps")
-    chosen, backend = parser.parse_args(), JaxBackend()
+    parser.add_argument("--only", nargs="*", choices=TRAINING_STEPS, help="rows of training and recurrences")
+    parser.add_argument("--recurrence", choices=RECURRENCES, help="by default the platform's")
+    chosen = parser.parse_args()
+    backend = JaxBackend(recurrence=chosen.recurrence)
     for name in chosen.figures:
         rows = {row: TRAINING_STEPS[row] for row in chosen.only or TRAINING_STEPS}
-        options = {"rows": rows} if name.startswith("training") else {}
+        options = {"rows": rows} if name.startswith("training") or name == "recurrences" else {}
         for figure in FIGURES[name](backend, **options):
             ratio = "" if figure.ratio is None else f"{figure.ratio:6.2f}x"
             print(f"{figure.seconds * 1e3:10.3f} ms {ratio:8} {dataclasses.asdict(figure)}", flush=True)

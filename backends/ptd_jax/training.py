@@ -58,7 +58,7 @@ class JaxLearner:
         activations: str | None = None,
     ):
         leaves = {name: jnp.array(value, "float32") for name, value in params.items()}
-        transform = _transform(optimizer, list(leaves))
+        transform = optimizer_groups(optimizer)
         self._state = State(leaves, transform.init(_trained(leaves)), jnp.zeros((), jnp.int32))
         key = jax.random.key(seed)
 
@@ -155,7 +155,18 @@ def _trained(leaves: Mapping[str, Array]) -> dict[str, Array]:
     return {name: value for name, value in leaves.items() if not is_statistic(name)}
 
 
-def _transform(optimizer: Optimizer, names: list[str]) -> optax.GradientTransformation:
+def optimizer_groups(optimizer: Optimizer) -> optax.GradientTransformation:
+    """AdamW with the rates, decays and schedule of an Optimizer, for any pytree whose leaves have core's names.
+
+    The name of a leaf is its path joined by dots, so leaves may lie in dicts, modules or lists, at any depth.
+
+    >>> transform = optimizer_groups(Optimizer(lr=1e-2, total_steps=10, ssm_lr=1e-3))
+    >>> params = {"layer": {"log_step": jnp.zeros(1)}, "gate": {"weight": jnp.zeros(1)}}
+    >>> updates, _ = transform.update(jax.tree.map(jnp.ones_like, params), transform.init(params), params)
+    >>> [round(float(update[0]), 5) for update in jax.tree.leaves(updates)]
+    [-0.01, -0.001]
+    """
+
     def rule(group: Group) -> optax.GradientTransformation:
         if group.lr == 0:
             return optax.set_to_zero()
@@ -167,9 +178,11 @@ def _transform(optimizer: Optimizer, names: list[str]) -> optax.GradientTransfor
         )
         return optax.adamw(schedule, weight_decay=group.weight_decay)
 
-    groups = {name: optimizer.group(name) for name in names if not is_statistic(name)}
-    labels = {name: repr(group) for name, group in groups.items()}
-    return optax.multi_transform({repr(group): rule(group) for group in groups.values()}, labels)
+    def label(path: tuple, _: Array) -> str:
+        return repr(optimizer.group(jax.tree_util.keystr(path, simple=True, separator=".")))
+
+    rules = {repr(group): rule(group) for group in optimizer.groups()}
+    return optax.multi_transform(rules, lambda params: jax.tree_util.tree_map_with_path(label, params))
 
 
 def _loss(y: Array, targets: Array) -> Array:
