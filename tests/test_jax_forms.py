@@ -38,8 +38,8 @@ def test_tree_equals_loop(L):
     assert_allclose(jax.jit(tree)(a, drive, state), loop(a, drive, state), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_derivatives_of_the_loop_are_those_of_the_definition(reverse):
+@pytest.mark.parametrize(("run", "reverse"), [(loop, False), (loop, True), (tree, True)])
+def test_derivatives_of_recurrences_are_those_of_the_definition(run, reverse):
     """Forward and reverse mode, by coefficient, drive and state."""
     parts = [draw(2, 3), draw(6, 2, 2, 3), draw(2, 2, 3)]
 
@@ -50,7 +50,7 @@ def test_derivatives_of_the_loop_are_those_of_the_definition(reverse):
         return as_planes(jnp.stack(x[1:][::-1] if reverse else x[1:]))
 
     def here(a, drive, state):
-        return loop(a[0] + 1j * a[1], drive, state, reverse)
+        return run(a[0] + 1j * a[1], drive, state, reverse)
 
     def both_modes(f):
         y, moved = jax.jvp(f, parts, [2.0 * part for part in parts])

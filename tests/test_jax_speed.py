@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 import ptd
 from ptd.speed import TRAINING_STEPS
 from ptd_jax import backend as be
 from ptd_jax import speed
+
+
+@pytest.fixture(autouse=True)
+def _few_runs(monkeypatch):
+    monkeypatch.setattr(speed, "BUDGET", 0.0)
+
 
 SMALL = dataclasses.replace(TRAINING_STEPS["Text"], batch=2, length=16, layers=1, H=4, P=4, blocks=1)
 

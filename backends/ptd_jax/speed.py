@@ -1,4 +1,4 @@
-"""Speed of the jax backend; see ptd.speed. Also run by ``python -m ptd_jax.speed [FIGURES ...] [--only NAME ...] [--recurrence NAME]``."""
+"""Speed of the jax backend; see ptd.speed. Also run by ``python -m ptd_jax.speed``; --help names its arguments."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from .kernels import RECURRENCES, associative_scan, carries_by
 from .training import CHUNK
 
 GIB = 2**30
+#: Seconds to spend on one figure, in each of its two columns.
+BUDGET = 1.5
 
 #: The plain formulation: whole products with B and C, and lax.associative_scan over complex states between them.
 PLAIN = Kernels(scan=associative_scan)
@@ -68,7 +70,7 @@ def training_steps(
         jax.block_until_ready(once())
         yield Figure(
             f"{name} {row.batch} x {row.length}, {activations or 'float32, TF32 products'}",
-            median_seconds(lambda once=once: jax.block_until_ready(once()), lambda: None, budget=1.5) / steps,
+            median_seconds(lambda once=once: jax.block_until_ready(once()), lambda: None, budget=BUDGET) / steps,
             other=row.original_ms * 1e-3,
             source="the original's step, JAX on one H200, recorded",
             target=1.7 if activations is None else None,
@@ -200,16 +202,16 @@ def _compiled(function: Any, *arguments: Any) -> tuple[Callable, float, int]:
 
 def _seconds(function: Callable, *arguments: Any) -> float:
     jax.block_until_ready(function(*arguments))
-    return median_seconds(lambda: jax.block_until_ready(function(*arguments)), lambda: None, budget=0.5)
+    return median_seconds(lambda: jax.block_until_ready(function(*arguments)), lambda: None, budget=BUDGET / 3)
 
 
-def _interleaved(runs: list[Callable], budget: float = 3.0) -> list[float]:
+def _interleaved(runs: list[Callable]) -> list[float]:
     """Median seconds of each, taken in turns: what else the machine does in between falls on all alike."""
     samples: list[list[float]] = [[] for _ in runs]
     for run in runs:
         jax.block_until_ready(run())
     begin = time.perf_counter()
-    while len(samples[-1]) < 5 or time.perf_counter() - begin < budget:
+    while len(samples[-1]) < 5 or time.perf_counter() - begin < 2 * BUDGET:
         for run, taken in zip(runs, samples, strict=True):
             start = time.perf_counter()
             jax.block_until_ready(run())
