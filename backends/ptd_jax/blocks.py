@@ -95,7 +95,7 @@ def _run(Lambda_bar: Array, into: Array, out: Array, u: Array, x0: Array, T: int
 
     def block(x: Array, u: Array) -> tuple[Array, Array]:
         drive = u @ into
-        x = loop(Lambda_bar, drive.reshape(*u.shape[:-1], 2, -1), x, reverse)
+        x = loop(Lambda_bar, drive.reshape(*u.shape[:-1], 2, Lambda_bar.size), x, reverse)
         return x[0 if reverse else -1], x.reshape(drive.shape) @ out
 
     if _known(u.shape[:-1]) * Lambda_bar.size > KEPT:
