@@ -11,7 +11,7 @@ from flax import nnx
 
 import ptd
 from ptd_jax import backend as be
-from ptd_jax.kernels import _associative, _loop
+from ptd_jax.kernels import _loop_per_step, associative_scan
 
 LAYER = ptd.S5(4, 8)
 U = np.random.default_rng(0).standard_normal((3, 9, 4)).astype(np.float32)
@@ -56,9 +56,9 @@ def test_remat_gives_the_same_gradient(params):
 
 def test_two_forms_of_the_scan_agree():
     rng = np.random.default_rng(1)
-    a, b, x0 = (rng.standard_normal((*shape, 2)) @ np.array([0.6, 0.6j]) for shape in ((5,), (2, 33, 5), (2, 5)))
+    a, b, x0 = (rng.standard_normal((*shape, 2)) @ np.array([0.6, 0.6j]) for shape in ((33, 5), (2, 33, 5), (2, 5)))
     a, b, x0 = (jnp.asarray(value.astype(np.complex64)) for value in (a / abs(a), b, x0))
-    np.testing.assert_allclose(_associative(a, b, x0), _loop(a, b, x0), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(associative_scan(a, b, x0), _loop_per_step(a, b, x0), rtol=0, atol=1e-4)
 
 
 def test_nnx_optimizer_lowers_the_loss_of_a_layer():

@@ -57,14 +57,13 @@ class Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _programs(backend: Backend, model: SequenceModel, optimizer: Optimizer) -> Programs:
-    transform = _transform(optimizer, list(model.shapes()))
+def _programs(backend: Backend, model: SequenceModel, optimizer: Optimizer, activations: str | None) -> Programs:
+    transform = optimizer_groups(optimizer)
 
     def loss(trained: dict, statistics: dict, batch: Placed, key: Array) -> Any:
         training = Training(_dropout(key))
-        y, updated = backend.apply_model(
-            model, trained | statistics, batch.inputs, lengths=batch.lengths, training=training
-        )
+        call = {"lengths": batch.lengths, "training": training, "activations": activations}
+        y, updated = backend.apply_model(model, trained | statistics, batch.inputs, **call)
         return _loss(y, batch.targets), updated
 
     def step(state: State, key: Array, batch: Placed) -> tuple[State, Array]:
@@ -84,7 +83,8 @@ def _programs(backend: Backend, model: SequenceModel, optimizer: Optimizer) -> P
         return lax.fori_loop(0, count, body, (state, jnp.zeros(len(order))))
 
     def outputs(leaves: dict, inputs: Array, lengths: Any, layer_noise: Any) -> Array:
-        return backend.apply_model(model, leaves, inputs, lengths=lengths, layer_noise=layer_noise)
+        call = {"lengths": lengths, "layer_noise": layer_noise, "activations": activations}
+        return backend.apply_model(model, leaves, inputs, **call)
 
     def rows(leaves: dict, placed: Placed, index: Array) -> Array:
         batch = placed.rows(index)
@@ -103,10 +103,11 @@ class JaxLearner:
         params: Mapping[str, NDArray],
         optimizer: Optimizer,
         seed: int,
+        activations: str | None = None,
     ):
         # copies: the compiled loop reuses the memory of the state it is given
         leaves = {name: jnp.array(value, "float32") for name, value in params.items()}
-        self._programs = _programs(backend, model, optimizer)
+        self._programs = _programs(backend, model, optimizer, activations)
         self._state = State(leaves, self._programs.transform.init(_trained(leaves)), jnp.zeros((), jnp.int32))
         self._key = jax.random.key(seed)
 
@@ -163,7 +164,18 @@ def _trained(leaves: Mapping[str, Array]) -> dict[str, Array]:
     return {name: value for name, value in leaves.items() if not is_statistic(name)}
 
 
-def _transform(optimizer: Optimizer, names: list[str]) -> optax.GradientTransformation:
+def optimizer_groups(optimizer: Optimizer) -> optax.GradientTransformation:
+    """AdamW with the rates, decays and schedule of an Optimizer, for any pytree whose leaves have core's names.
+
+    The name of a leaf is its path joined by dots, so leaves may lie in dicts, modules or lists, at any depth.
+
+    >>> transform = optimizer_groups(Optimizer(lr=1e-2, total_steps=10, ssm_lr=1e-3))
+    >>> params = {"layer": {"log_step": jnp.zeros(1)}, "gate": {"weight": jnp.zeros(1)}}
+    >>> updates, _ = transform.update(jax.tree.map(jnp.ones_like, params), transform.init(params), params)
+    >>> [round(float(update[0]), 5) for update in jax.tree.leaves(updates)]
+    [-0.01, -0.001]
+    """
+
     def rule(group: Group) -> optax.GradientTransformation:
         if group.lr == 0:
             return optax.set_to_zero()
@@ -175,9 +187,11 @@ def _transform(optimizer: Optimizer, names: list[str]) -> optax.GradientTransfor
         )
         return optax.adamw(schedule, weight_decay=group.weight_decay)
 
-    groups = {name: optimizer.group(name) for name in names if not is_statistic(name)}
-    labels = {name: repr(group) for name, group in groups.items()}
-    return optax.multi_transform({repr(group): rule(group) for group in groups.values()}, labels)
+    def label(path: tuple, _: Array) -> str:
+        return repr(optimizer.group(jax.tree_util.keystr(path, simple=True, separator=".")))
+
+    rules = {repr(group): rule(group) for group in optimizer.groups()}
+    return optax.multi_transform(rules, lambda params: jax.tree_util.tree_map_with_path(label, params))
 
 
 def _loss(y: Array, targets: Array) -> Array:
