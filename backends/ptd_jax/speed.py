@@ -59,12 +59,15 @@ def training_steps(
         placed = learner.place(inputs, rng.integers(0, row.classes, row.batch))
         order = np.tile(np.arange(row.batch, dtype=np.int32), (CHUNK, 1))
         with jax.default_matmul_precision("tensorfloat32"):
-            run, compile_seconds, bytes_ = _compiled(learner._run, learner._state, placed, order, np.int32(steps))
-        state = learner._state
+            program = learner._programs.run
+            run, compile_seconds, bytes_ = _compiled(
+                program, learner._state, learner._key, placed, order, np.int32(steps)
+            )
+        state, key = learner._state, learner._key
 
-        def once(run: Callable = run, placed: Any = placed, order: Any = order) -> Any:
+        def once(run: Callable = run, key: Any = key, placed: Any = placed, order: Any = order) -> Any:
             nonlocal state
-            state, losses = run(state, placed, order, np.int32(steps))
+            state, losses = run(state, key, placed, order, np.int32(steps))
             return losses
 
         jax.block_until_ready(once())

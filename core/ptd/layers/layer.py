@@ -132,7 +132,7 @@ class Layer:
             checks.broadcasts("step_scale", step_scale, tuple(u.shape[:-1]), time)
         if form is not None:
             checks.choice("form", form, self.forms)
-            if form != "scan" and (resets is not None or np.ndim(step_scale) > 0):
+            if form != "scan" and (resets is not None or _per_sample(step_scale)):
                 need = "'scan' with resets or per-sample steps"
                 raise checks.fail("form", need, repr(form), "other forms need time-invariance")
             if form == "chunked" and self.bidirectional and state is not None:
@@ -154,7 +154,7 @@ class Layer:
         """The form in which apply runs a call: the one asked for, else the fastest on kernels that supports it."""
         if form is not None:
             return form
-        if resets is not None or np.ndim(step_scale) > 0:
+        if resets is not None or _per_sample(step_scale):
             return "scan"
         fastest = kernels.forms.get(self.kind, self.default_form)
         return "scan" if fastest == "chunked" and self.bidirectional and state is not None else fastest
@@ -371,3 +371,8 @@ class Layer:
             step_scale = xp.asarray(step_scale, dtype=u.dtype if dtype is None else dtype)
             step_scale = xp.broadcast_to(step_scale, u.shape[:-1]) if step_scale.ndim else step_scale
         return sequences.Signal(sequences.mask(u, lengths), lengths, resets, step_scale)
+
+
+def _per_sample(step_scale: Any) -> bool:
+    """Whether step_scale is one per sample. Without np.ndim, which a tracing compiler (torch 2.11) runs as a tensor."""
+    return isinstance(step_scale, (list, tuple)) or getattr(step_scale, "ndim", 0) > 0
