@@ -181,13 +181,13 @@ import ptd
 from ptd import parameters
 from ptd_conformance.lra import checkpoint, clock, training
 from lra_sources import load, tiny
-at = int(sys.argv[4])
+ending, at = sys.argv[4], int(sys.argv[5])
 calls = [0]
 honest = parameters.replace_file
 
 def dying(path, data):
-    calls[0] += 1
-    if calls[0] == at:  # half of the file is written, nothing is renamed
+    calls[0] += path.name.endswith(ending)
+    if calls[0] == at and path.name.endswith(ending):  # half of the file is written, nothing is renamed
         path.with_name(f".{path.name}.{os.getpid()}").write_bytes(data[: len(data) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
     honest(path, data)
@@ -202,10 +202,10 @@ run.go(clock.Clock())
 """
 
 
-@pytest.mark.parametrize("at", [7, 14])
-def test_run_killed_in_the_middle_of_a_save_resumes_as_if_nothing_happened(whole, small_sets, at, tmp_path):
+@pytest.mark.parametrize(("ending", "at"), [(".piece", "8"), (".json", "3")])
+def test_run_killed_in_the_middle_of_a_save_resumes_as_if_nothing_happened(whole, small_sets, ending, at, tmp_path):
     small, data, folder = whole
-    command = [sys.executable, "-c", KILLED, str(small_sets), str(tmp_path), str(HERE), str(at)]
+    command = [sys.executable, "-c", KILLED, str(small_sets), str(tmp_path), str(HERE), ending, at]
     died = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert list(tmp_path.glob(".checkpoint*"))
