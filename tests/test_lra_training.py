@@ -383,3 +383,11 @@ def test_command_names_a_backend_that_does_not_train(small_sets):
 
 def test_data_sets_are_read_from_the_store_as_they_were_written(small_sets):
     assert store.load(small_sets, "pathx").splits["train"].inputs.shape == (48, 16384)
+
+
+def test_commands_run_from_a_tree_that_is_not_installed(small_sets, own_recipe, tmp_path):
+    command = [sys.executable, "-m", "ptd_conformance.lra", "train", "mnist", "--recipe", own_recipe]
+    command += ["--backend", "ptd_jax:backend", "--root", str(small_sets), "--out", str(tmp_path), "--budget", "1s"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert results.read(tmp_path / "mnist-small-jax-0.json")["state"] == "running"
