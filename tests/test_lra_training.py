@@ -181,13 +181,13 @@ import ptd
 from ptd import parameters
 from ptd_conformance.lra import checkpoint, clock, training
 from lra_sources import load, tiny
-at = int(sys.argv[4])
+ending, at = sys.argv[4], int(sys.argv[5])
 calls = [0]
 honest = parameters.replace_file
 
 def dying(path, data):
-    calls[0] += 1
-    if calls[0] == at:  # half of the file is written, nothing is renamed
+    calls[0] += path.name.endswith(ending)
+    if calls[0] == at and path.name.endswith(ending):  # half of the file is written, nothing is renamed
         path.with_name(f".{path.name}.{os.getpid()}").write_bytes(data[: len(data) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
     honest(path, data)
@@ -202,10 +202,10 @@ run.go(clock.Clock())
 """
 
 
-@pytest.mark.parametrize("at", [7, 14])
-def test_run_killed_in_the_middle_of_a_save_resumes_as_if_nothing_happened(whole, small_sets, at, tmp_path):
+@pytest.mark.parametrize(("ending", "at"), [(".piece", "8"), (".json", "3")])
+def test_run_killed_in_the_middle_of_a_save_resumes_as_if_nothing_happened(whole, small_sets, ending, at, tmp_path):
     small, data, folder = whole
-    command = [sys.executable, "-c", KILLED, str(small_sets), str(tmp_path), str(HERE), str(at)]
+    command = [sys.executable, "-c", KILLED, str(small_sets), str(tmp_path), str(HERE), ending, at]
     died = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert list(tmp_path.glob(".checkpoint*"))
@@ -383,3 +383,11 @@ def test_command_names_a_backend_that_does_not_train(small_sets):
 
 def test_data_sets_are_read_from_the_store_as_they_were_written(small_sets):
     assert store.load(small_sets, "pathx").splits["train"].inputs.shape == (48, 16384)
+
+
+def test_commands_run_from_a_tree_that_is_not_installed(small_sets, own_recipe, tmp_path):
+    command = [sys.executable, "-m", "ptd_conformance.lra", "train", "mnist", "--recipe", own_recipe]
+    command += ["--backend", "ptd_jax:backend", "--root", str(small_sets), "--out", str(tmp_path), "--budget", "1s"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert results.read(tmp_path / "mnist-small-jax-0.json")["state"] == "running"

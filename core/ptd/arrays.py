@@ -14,6 +14,7 @@ __all__ = [
     "Array",
     "arange",
     "as_complex",
+    "as_index",
     "as_pair",
     "as_planes",
     "astype",
@@ -43,6 +44,12 @@ def namespace(*arrays: Array) -> Any:
         return arrays[0].__array_namespace__()
     known = NAMESPACES.get(type(arrays[0]))
     return array_namespace(*arrays) if known is None else known
+
+
+def as_index(x: Array) -> Array:
+    """Integers as take_along_axis wants them: torch indexes by 64 bits only, others by what they have."""
+    xp = namespace(x)
+    return xp.astype(x, xp.int64) if xp.__name__.endswith("torch") else x
 
 
 def as_complex(re: Array, im: Array) -> Array:

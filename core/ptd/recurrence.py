@@ -5,8 +5,6 @@ Axes: x and drive are (..., L, *modes); time-invariant coefficients are (*modes)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .arrays import Array, eye, matmul, namespace, real, scale
 
 
@@ -38,7 +36,6 @@ def scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Ar
     return xp.stack(states, axis=-2)
 
 
-@dataclass(frozen=True)
 class LowRankTransition:
     """The transition x -> diagonal * x - left (right^* x) of a diagonal-plus-low-rank recurrence.
 
@@ -46,10 +43,9 @@ class LowRankTransition:
     conjugate pair, and right^* x sums over both halves: 2 Re(right^* x).
     """
 
-    diagonal: Array
-    left: Array
-    right: Array
-    conj_sym: bool
+    # A plain class: a tracing compiler (torch 2.11) loses the fields of a frozen dataclass.
+    def __init__(self, diagonal: Array, left: Array, right: Array, conj_sym: bool):
+        self.diagonal, self.left, self.right, self.conj_sym = diagonal, left, right, conj_sym
 
     def __call__(self, x: Array) -> Array:
         """One application to x (..., N)."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arrays import Array, arange, namespace
+from .arrays import Array, arange, as_index, namespace
 from .checks import fail
 
 
@@ -134,4 +134,4 @@ def _along(x: Array, index: Array, axis: int) -> Array:
     index = xp.broadcast_to(index, (*batch, index.shape[-1]))
     if axis == -2:
         index = xp.broadcast_to(index[..., None], (*index.shape, x.shape[-1]))
-    return xp.take_along_axis(x, index, axis=axis)
+    return xp.take_along_axis(x, as_index(index), axis=axis)

@@ -11,6 +11,10 @@ import typer
 def robustness(
     runs: Annotated[list[Path], typer.Argument(help="folders of complete scifar runs of ptd train")],
     out: Annotated[Path, typer.Option(help="folder for the results and the figure")] = Path("robustness"),
+    backend: Annotated[
+        str | None,
+        typer.Option(help="the backend the runs were trained on, as module:object where it is not registered"),
+    ] = None,
     samples: Annotated[int, typer.Option(help="test samples, the first ones")] = 10_000,
     root: Annotated[Path | None, typer.Option(help="the data folder; PTD_DATA by default")] = None,
 ) -> None:
@@ -25,7 +29,7 @@ def robustness(
 
     data, console, found = store.load(store.root(root), "scifar"), Console(), []
     for folder in runs:
-        run = Run.selected(folder, data)
+        run = Run.selected(folder, data, backend)
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task(folder.name)
             found.append(

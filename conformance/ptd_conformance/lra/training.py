@@ -64,8 +64,10 @@ class Run:
         self._saved, self._save_seconds, self._compiled = time.monotonic(), 0.0, False
 
     @classmethod
-    def selected(cls, folder: Path, data: DataSet) -> Run:
+    def selected(cls, folder: Path, data: DataSet, backend: str | None = None) -> Run:
         """A complete run read back from its folder, with the parameters that validation selected in its learner.
+
+        backend names the one it was trained on where that is not registered: the learner's state is its own.
 
         Raises:
             ValueError: the folder has no complete run of this data set.
@@ -76,7 +78,14 @@ class Run:
         if found is None or found[1]["progress"]["test"] is None:
             raise ValueError(f"runs: expected the folder of a complete run, got {folder}; ptd train --resume")
         own = found[1]["identity"]
-        run = cls(Recipe(**own["recipe"]), data, ptd.backend(own["backend"]), own["seed"], folder, epochs=own["epochs"])
+        run = cls(
+            Recipe(**own["recipe"]),
+            data,
+            ptd.backend(backend or own["backend"]),
+            own["seed"],
+            folder,
+            epochs=own["epochs"],
+        )
         run.restore()
         run._take_best()
         return run
