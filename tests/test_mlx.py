@@ -154,7 +154,8 @@ def test_memory_of_the_gradient_grows_linearly_with_the_length():
         mx.eval(gradient(u))
         return mx.get_peak_memory() - before
 
-    assert peak(8192) < 4.4 * peak(2048)
+    # up to 1.3 is the order in which arrays happen to be freed; L log L would be 1.6
+    assert peak(65536) / 64 < 1.5 * max(peak(1024) for _ in range(3))
 
 
 @pytest.mark.parametrize("scan", speed.PLAIN.values(), ids=speed.PLAIN)
