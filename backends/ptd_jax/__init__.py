@@ -20,16 +20,28 @@ from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
 from ptd.portable import PortableBackend
 
-from .kernels import KERNELS
+from . import blocks
+from .kernels import table, usual_recurrence
 
 
 class JaxBackend(PortableBackend):
-    """JAX on its default device. Arrays of float64 live inside ``with backend.precision("float64")``."""
+    """JAX on its default device. Arrays of float64 live inside ``with backend.precision("float64")``.
+
+    Args:
+        platform: whose kernels and forms to take: "cpu", "gpu", "tpu"; by default the one jax computes on. Pass
+            another to export for it; results are the same.
+        recurrence: how recurrences run, "loop", "tree" or, without forward-mode derivatives, "pallas" on a GPU and
+            "pallas-tpu" on a TPU; by default "loop" on a CPU and "tree" elsewhere.
+    """
 
     name = "jax"
     xp = array_api_compat.array_namespace(jnp.zeros(0))
     distributions = ("jax", "jaxlib", "flax", "optax")
-    kernels = KERNELS
+
+    def __init__(self, platform: str | None = None, recurrence: str | None = None):
+        self.platform = platform or jax.default_backend()
+        self.recurrence = recurrence or usual_recurrence(self.platform)
+        self.kernels = table(self.platform, self.recurrence)
 
     def device(self) -> str:
         return jax.devices()[0].device_kind
@@ -39,9 +51,24 @@ class JaxBackend(PortableBackend):
         return jax.enable_x64(dtype == "float64")
 
     def apply(self, layer: Layer, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
-        layer.check_call(params, u, **call)
+        layer.check_call(params, u, **call, activations=self.kernels.activations)
+        T = self.block_length(layer, u.shape, **call)
         static = {name: call.pop(name) for name in ("return_state", "form") if name in call}
-        return _apply(layer, params, u, **_as_arrays(call), **static)
+        return _apply(layer, (self.platform, self.recurrence), T, params, u, **_as_arrays(call), **static)
+
+    def block_length(self, layer: Layer, shape: tuple[int, ...], **call: Any) -> int | None:
+        """The samples per block where a call of apply runs the scan form in blocks of time, else None.
+
+        On a CPU that of S5 does; another recurrence than the loop takes the whole sequence at once.
+        """
+        if self.recurrence != "loop" or self.form(layer, **call) != "scan":
+            return None
+        T = blocks.block_length(layer, shape)
+        return T if blocks.fits(layer, shape, T, call) else None
+
+    def form(self, layer: Layer, **call: Any) -> str:
+        """The form in which apply runs a call that names none: "scan", "convolution" or "chunked"."""
+        return layer.form_of(self.kernels, **call)
 
     def step(self, layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, **call: Any) -> Any:
         return _step(layer, params, u_k, state, **call)
@@ -58,16 +85,27 @@ class JaxBackend(PortableBackend):
         description.check(params)
         return Module(self, description, {name: self.asarray(value, dtype) for name, value in params.items()})
 
-    def learner(self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int) -> Any:
+    def learner(
+        self,
+        model: SequenceModel,
+        params: Mapping[str, NDArray],
+        optimizer: Optimizer,
+        seed: int,
+        activations: str | None = None,
+    ) -> Any:
         from .training import JaxLearner
 
         model.check(params)
-        return JaxLearner(self, model, params, optimizer, seed)
+        return JaxLearner(self, model, params, optimizer, seed, activations)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("return_state", "form"))
-def _apply(layer: Layer, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
-    return layer.apply(params, u, kernels=KERNELS, **call)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames=("return_state", "form"))
+def _apply(layer: Layer, choice: tuple, T: int | None, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
+    if T is not None:
+        return blocks.apply(
+            layer, params, u, T, **{name: call[name] for name in call if name not in ("form", "resets")}
+        )
+    return layer.apply(params, u, kernels=table(*choice), **call)
 
 
 @functools.partial(jax.jit, static_argnums=0)

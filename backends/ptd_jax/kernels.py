@@ -1,33 +1,71 @@
-"""Kernels of the jax backend: recurrences as one compiled loop."""
+"""Kernels of the jax backend: recurrences as one compiled loop, or as a tree where steps cost a launch each."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ptd.arrays import Array
+from ptd import checks
+from ptd.arrays import Array, as_planes, from_planes
 from ptd.kernels import Kernels
 from ptd.recurrence import LowRankTransition
 
+from . import pallas_gpu, pallas_tpu
+from .recurrences import loop, tree
 
-def scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Array | None = None) -> Array:
-    """ptd.recurrence.scan, by the form that is faster on the platform.
 
-    On a CPU the sequential loop: measured 1 to 3 times faster forward, 2.5 to 4 times with its gradient, and 6 to 15
-    times in compile time than the associative scan (L 64 to 65536, jax 0.10). Elsewhere a loop would launch one
-    kernel per step, so the associative scan.
-    """
-    if resets is not None:
-        Lambda_bar = jnp.where(resets[..., None], jnp.zeros_like(Lambda_bar), Lambda_bar)
-        state = None if state is None else jnp.where(resets[..., 0, None], jnp.zeros_like(state), state)
-    return lax.platform_dependent(
-        Lambda_bar,
-        drive,
-        jnp.zeros_like(drive[..., 0, :]) if state is None else state,
-        cpu=_loop,
-        default=_associative,
-    )
+def scan_by(recurrence: str) -> Callable[..., Array]:
+    """ptd.recurrence.scan by one of RECURRENCES."""
+    fixed, per_step = RECURRENCES[recurrence]
+
+    def scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Array | None = None) -> Array:
+        if resets is not None:
+            Lambda_bar = jnp.where(resets[..., None], jnp.zeros_like(Lambda_bar), Lambda_bar)
+            state = None if state is None else jnp.where(resets[..., 0, None], jnp.zeros_like(state), state)
+        state = jnp.zeros_like(drive[..., 0, :]) if state is None else jnp.broadcast_to(state, drive[..., 0, :].shape)
+        if Lambda_bar.ndim > 1 or fixed is None:
+            return per_step(Lambda_bar, drive, state)
+        planes = jnp.moveaxis(as_planes(drive), -3, 0)
+        return from_planes(jnp.moveaxis(fixed(Lambda_bar, planes, as_planes(state)), 0, -3))
+
+    return scan
+
+
+def carries_by(recurrence: str) -> Callable[..., tuple[Array, Array]]:
+    """ptd.chunks.carries by one of RECURRENCES, both directions at once; its argument scan is not used."""
+    fixed, _ = RECURRENCES[recurrence]
+
+    def carries(Lambda_bar: Array, drive: Array, state: Array | None = None, **_: Any) -> tuple[Array, Array]:
+        dtype, wide = drive.dtype, drive.astype(Lambda_bar.real.dtype)
+        start = jnp.zeros_like(wide[..., 0, :, :, :])
+        start = start if state is None else start.at[..., 0, :, :].set(state)
+        entering, final = (pallas_gpu.carries if fixed is None else functools.partial(_carries, fixed))(
+            Lambda_bar, wide, start
+        )
+        return entering.astype(dtype), final
+
+    return carries
+
+
+def _carries(fixed: Callable, Lambda_bar: Array, drive: Array, start: Array) -> tuple[Array, Array]:
+    if Lambda_bar.ndim > 1:
+        H, M = Lambda_bar.shape
+        Lambda_bar = Lambda_bar.reshape(H, *(1,) * (drive.ndim - 4), M)
+    x = fixed(Lambda_bar, jnp.moveaxis(_aligned(drive), -4, 0), start)
+    entering = jnp.concatenate([start[None], x[:-1]])
+    return _aligned(jnp.moveaxis(entering, 0, -4)), x[-1]
+
+
+def _aligned(planes: Array) -> Array:
+    """Planes (..., n, D, 2, M) with direction 1 reversed in time: its own inverse."""
+    if planes.shape[-3] == 1:
+        return planes
+    return jnp.stack([planes[..., 0, :, :], jnp.flip(planes[..., 1, :, :], axis=-3)], axis=-3)
 
 
 def scan_low_rank(
@@ -51,33 +89,69 @@ def scan_low_rank(
     return jnp.moveaxis(states, 0, -3)
 
 
-def _loop(Lambda_bar: Array, drive: Array, state: Array) -> Array:
-    per_step = Lambda_bar.ndim > 1
-
+def _loop_per_step(Lambda_bar: Array, drive: Array, state: Array) -> Array:
     def body(x: Array, at: tuple) -> tuple[Array, Array]:
         Lambda_bar_k, drive_k = at
-        x = (Lambda_bar_k if per_step else Lambda_bar) * x + drive_k
+        x = Lambda_bar_k * x + drive_k
         return x, x
 
-    steps = _time_first(Lambda_bar, -2) if per_step else None
-    _, states = lax.scan(body, state, (steps, _time_first(drive, -2)))
+    _, states = lax.scan(body, state, (_time_first(Lambda_bar, -2), _time_first(drive, -2)))
     return jnp.moveaxis(states, 0, -2)
 
 
-def _associative(Lambda_bar: Array, drive: Array, state: Array) -> Array:
-    first = Lambda_bar[..., 0, :] if Lambda_bar.ndim > 1 else Lambda_bar
-    drive = drive.at[..., 0, :].add(first * state)
+def associative_scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Array | None = None) -> Array:
+    """ptd.recurrence.scan as lax.associative_scan over pairs of coefficient and drive."""
+    a = jnp.broadcast_to(Lambda_bar, drive.shape)
+    if resets is not None:
+        a = jnp.where(resets[..., None], jnp.zeros_like(a), a)
+    if state is not None:
+        drive = drive.at[..., 0, :].add(a[..., 0, :] * state)
 
     def compose(left: tuple, right: tuple) -> tuple[Array, Array]:
         return right[0] * left[0], right[0] * left[1] + right[1]
 
-    return lax.associative_scan(compose, (jnp.broadcast_to(Lambda_bar, drive.shape), drive), axis=drive.ndim - 2)[1]
+    return lax.associative_scan(compose, (a, drive), axis=drive.ndim - 2)[1]
 
 
 def _time_first(x: Array, axis: int) -> Array:
     return jnp.moveaxis(x, axis, 0)
 
 
-KERNELS = Kernels(scan=scan, scan_low_rank=scan_low_rank)
+#: The ways to run a recurrence, by name: with one coefficient for all steps, on planes with time first (None: the
+#: kernel of the second takes it), and with one per step, on complex arrays.
+RECURRENCES: dict[str, tuple[Callable | None, Callable]] = {
+    "loop": (loop, _loop_per_step),
+    "tree": (tree, associative_scan),
+    "pallas": (None, pallas_gpu.scan),
+    "pallas-tpu": (pallas_tpu.scan, associative_scan),
+}
+
+#: By platform, the recurrence and the forms that are fastest, by measurement: see ptd_jax.speed. On a CPU the loop is
+#: 1 to 3 times faster forward, 2.5 to 4 times with its gradient and 6 to 15 times in compile time than the
+#: associative scan (L 64 to 65536, jax 0.10); elsewhere it would launch a kernel per step. And on a CPU the product
+#: with an S5 chunk's (T H, T H) matrix costs more than the recurrence it shortens.
+CHOICES = {
+    "cpu": ("loop", {"s5": "scan", "s4d": "chunked", "dss": "chunked"}),
+    "default": ("tree", {"s5": "chunked", "s4d": "chunked", "dss": "chunked"}),
+}
+
+
+def usual_recurrence(platform: str) -> str:
+    """The name of the recurrence that is fastest on a platform."""
+    return CHOICES.get(platform, CHOICES["default"])[0]
+
+
+@functools.cache
+def table(platform: str, recurrence: str) -> Kernels:
+    """The kernels of a platform as jax names it ("cpu", "gpu", "tpu") with one of RECURRENCES."""
+    checks.choice("recurrence", recurrence, RECURRENCES)
+    return Kernels(
+        scan=scan_by(recurrence),
+        scan_low_rank=scan_low_rank,
+        carries=carries_by(recurrence),
+        activations=frozenset({"bfloat16"}),
+        forms=CHOICES.get(platform, CHOICES["default"])[1],
+    )
+
 
 jax.tree_util.register_dataclass(LowRankTransition, data_fields=["diagonal", "left", "right"], meta_fields=["conj_sym"])

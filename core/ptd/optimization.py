@@ -64,6 +64,14 @@ class Optimizer:
         if isinstance(self.frozen, str):  # "Lambda" would freeze every leaf named by one of its substrings
             raise checks.fail("frozen", "a tuple of leaf names", repr(self.frozen), f"pass ({self.frozen!r},)")
 
+    def groups(self) -> list[Group]:
+        """Every group that a leaf of some name belongs to.
+
+        >>> len(Optimizer(lr=4e-3, total_steps=10, weight_decay=0.1, rule="BandCdecay").groups())
+        4
+        """
+        return list(dict.fromkeys(self.group(name) for name in ("norm.mean", "Lambda_re", "log_step", "B_re", "C_re")))
+
     def group(self, name: str) -> Group:
         """The group of a leaf, by its dotted name.
 

@@ -141,6 +141,24 @@ class Layer:
                     "form", need, repr(form), "the last chunk may end before the state enters from the right"
                 )
 
+    def form_of(
+        self,
+        kernels: Kernels,
+        *,
+        state: Any = None,
+        resets: Any = None,
+        step_scale: Any = None,
+        form: str | None = None,
+        **_: Any,
+    ) -> str:
+        """The form in which apply runs a call: the one asked for, else the fastest on kernels that supports it."""
+        if form is not None:
+            return form
+        if resets is not None or np.ndim(step_scale) > 0:
+            return "scan"
+        fastest = kernels.forms.get(self.kind, self.default_form)
+        return "scan" if fastest == "chunked" and self.bidirectional and state is not None else fastest
+
     # --- running -----------------------------------------------------------------------------------------------
 
     def apply(
@@ -189,7 +207,7 @@ class Layer:
         self.check_call(params, u, **call, activations=kernels.activations)
         signal = self.signal(u, lengths, resets, step_scale, params["log_step"].dtype)
         starts = self._starts(state)
-        form = form or self._fastest_form(signal, state, kernels)
+        form = self.form_of(kernels, **call)
         if form == "chunked":
             y, end = self.chunked(params, signal, starts[0], return_state, kernels)
             y = sequences.mask(y, signal.lengths)
@@ -321,12 +339,6 @@ class Layer:
             return y, self._final(self.states(params, signal, x0, kernels), signal, x0) if return_state else None
         x = self.states(params, signal, x0, kernels)
         return self.readout(C, x), self._final(x, signal, x0) if return_state else None
-
-    def _fastest_form(self, signal: sequences.Signal, state: Array | None, kernels: Kernels) -> str:
-        if signal.per_sample or signal.resets is not None:
-            return "scan"
-        fastest = kernels.forms.get(self.kind, self.default_form)
-        return "scan" if fastest == "chunked" and self.bidirectional and state is not None else fastest
 
     def _final(self, x: Array, signal: sequences.Signal, x0: Array | None) -> Array:
         xp, batch = namespace(x), signal.u.shape[:-2]

@@ -1,0 +1,173 @@
+"""The recurrence of chunks and of samples as one GPU kernel, by Pallas through Triton.
+
+One program runs one row, direction and tile of modes over one segment of time: the loads of UNROLL steps are in flight
+at once and states stay in registers, so memory sees each drive once and each state once. Where rows and modes alone
+would leave the device idle, time is cut into segments: a first pass finds what each segment adds to the state, a tree
+over the segments gives the states they start from, a second pass writes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from ptd.arrays import Array, as_planes, from_planes
+
+from .recurrences import tree
+
+UNROLL = 8
+#: Programs wanted in flight, of one or two warps: some sixteen for each of 132 processors.
+PROGRAMS = 2048
+SHORTEST_SEGMENT = 64
+#: Modes per program: at least what makes a memory transaction of 32 bytes, at most two warps.
+NARROWEST, WIDEST = 8, 64
+
+
+def entering(Lambda_bar: Array, drive: Array, start: Array, interpret: bool = False) -> tuple[Array, Array]:
+    """The states that enter each step, and those after the last.
+
+    Args:
+        Lambda_bar: complex (G, 1, M), or (R, n, M) with a coefficient per step; R/G rows of a group share one.
+        drive: real (R, n, D, 2, M); direction 1 runs from the last step to the first.
+        start: real (R, D, 2, M), what enters first.
+        interpret: run the kernel's meaning on any device.
+
+    Returns:
+        The states, like drive, and the final one, like start.
+    """
+    M = drive.shape[-1]
+    lanes = -M % NARROWEST
+    a, drive, start = (
+        jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, lanes),)) for x in (as_planes(Lambda_bar), drive, start)
+    )
+    states, final = _entering(a, drive, start, False, interpret)
+    return states[..., :M], final[..., :M]
+
+
+def scan(Lambda_bar: Array, drive: Array, state: Array, interpret: bool = False) -> Array:
+    """All states, complex (..., L, M), as ptd.recurrence.scan; a reset is a zero in a per-step Lambda_bar."""
+    *batch, L, M = drive.shape
+    R = math.prod(batch)
+    a = jnp.broadcast_to(Lambda_bar, drive.shape).reshape(R, L, M) if Lambda_bar.ndim > 1 else Lambda_bar[None, None]
+    planes, start = as_planes(drive).reshape(R, L, 1, 2, M), as_planes(state).reshape(R, 1, 2, M)
+    states, final = entering(a, planes, start, interpret)
+    states = jnp.concatenate([states[:, 1:], final[:, None]], axis=1)
+    return from_planes(states[:, :, 0]).reshape(drive.shape)
+
+
+def carries(Lambda_bar: Array, drive: Array, start: Array, interpret: bool = False) -> tuple[Array, Array]:
+    """As ptd.chunks.carries: Lambda_bar (M,) or (H, M), drive ([H,] ..., n, D, 2, M), start (..., D, 2, M)."""
+    *rows, n, D, _, M = drive.shape
+    R = math.prod(rows)
+    a = Lambda_bar.reshape(-1, 1, M)
+    states, final = entering(a, drive.reshape(R, n, D, 2, M), start.reshape(R, D, 2, M), interpret)
+    return states.reshape(drive.shape), final.reshape(start.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _entering(a: Array, drive: Array, start: Array, backwards: bool, interpret: bool) -> tuple[Array, Array]:
+    R, n, D, _, M = drive.shape
+    tile = max(t for t in (NARROWEST, 16, 32, WIDEST) if M % t == 0)
+    wanted = 1 if a.shape[1] > 1 else min(PROGRAMS // max(1, R * D * M // tile), n // SHORTEST_SEGMENT)
+    steps = -(-n // max(1, wanted))
+    run = functools.partial(_launch, a, drive, tile=tile, steps=steps, backwards=backwards, interpret=interpret)
+    starts = start[:, None]
+    segments = -(-n // steps)
+    if segments > 1:
+        added = run(jnp.zeros((R, segments, D, 2, M), drive.dtype), ends_only=True)[-1]
+        decay = jnp.repeat(from_planes(a[:, 0]) ** steps, R // len(a), axis=0)[:, None]
+        after = jnp.moveaxis(tree(decay, jnp.moveaxis(added, 1, 0), start), 0, 1)
+        starts = jnp.concatenate([starts, after[:, :-1]], axis=1)
+    states, ends = run(starts)
+    return states, ends[:, -1]
+
+
+def _forward(a: Array, drive: Array, start: Array, backwards: bool, interpret: bool) -> tuple[Any, Any]:
+    states, final = _entering(a, drive, start, backwards, interpret)
+    return (states, final), (a, states)
+
+
+def _backward(backwards: bool, interpret: bool, kept: tuple, cotangents: tuple) -> tuple[Array, Array, Array]:
+    """The cotangents of the states obey the recurrence from the other end, with the conjugate coefficient."""
+    a, states = kept
+    conj = a * jnp.asarray([[1.0], [-1.0]], a.dtype)
+    adjoint, g_start = _entering(conj, *cotangents, not backwards, interpret)
+    product = jnp.sum(jnp.conj(from_planes(states)) * from_planes(adjoint), axis=2)
+    if a.shape[1] == 1:
+        product = jnp.sum(product.reshape(len(a), -1, a.shape[-1]), axis=1)[:, None]
+    return as_planes(product), adjoint, g_start
+
+
+_entering.defvjp(_forward, _backward)
+
+
+def _launch(
+    a: Array,
+    drive: Array,
+    starts: Array,
+    *,
+    tile: int,
+    steps: int,
+    backwards: bool,
+    interpret: bool,
+    ends_only: bool = False,
+) -> list[Array]:
+    """[states,] ends of the segments that begin in starts (R, segments, D, 2, M)."""
+    R, n, D, _, M = drive.shape
+    if R == 0:
+        return [drive, starts]
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in ([] if ends_only else [drive]) + [starts]]
+    kernel = functools.partial(_kernel, rows=R // len(a), D=D, n=n, tile=tile, steps=steps, backwards=backwards)
+    options = {} if interpret else {"compiler_params": _compiler(tile)}
+    grid = (R * D, starts.shape[1], M // tile)
+    return pl.pallas_call(kernel, shapes, grid=grid, interpret=interpret, name="ptd_entering", **options)(
+        a, drive, starts
+    )
+
+
+def _compiler(tile: int) -> Any:
+    from jax.experimental.pallas import triton
+
+    return triton.CompilerParams(num_warps=max(1, tile // 32))
+
+
+def _kernel(
+    a: Any, drive: Any, start: Any, *out: Any, rows: int, D: int, n: int, tile: int, steps: int, backwards: bool
+) -> None:
+    program, segment, lanes = pl.program_id(0), pl.program_id(1), pl.ds(pl.program_id(2) * tile, tile)
+    row, direction = program // D, program % D
+    count = jnp.minimum(steps, n - segment * steps)
+    per_step = a.shape[1] > 1
+
+    def planes(ref: Any, *at: Any) -> tuple[Array, Array]:
+        return ref[*at, 0, lanes], ref[*at, 1, lanes]
+
+    fixed = planes(a, row // rows, 0)
+
+    def step(at: tuple, x: tuple[Array, Array]) -> tuple[Array, Array]:
+        k, d, c = at
+        if len(out) > 1:
+            out[0][row, k, direction, 0, lanes], out[0][row, k, direction, 1, lanes] = x
+        return c[0] * x[0] - c[1] * x[1] + d[0], c[0] * x[1] + c[1] * x[0] + d[1]
+
+    def several(first: Array, number: int, x: tuple[Array, Array]) -> tuple[Array, Array]:
+        """That many steps, loaded before the first is run."""
+        loaded = []
+        for j in range(number):
+            k = segment * steps + first + j
+            k = jnp.where((direction == 1) != backwards, n - 1 - k, k)
+            loaded.append((k, planes(drive, row, k, direction), planes(a, row, k) if per_step else fixed))
+        for at in loaded:
+            x = step(at, x)
+        return x
+
+    x = planes(start, row, segment, direction)
+    x = lax.fori_loop(0, count // UNROLL, lambda i, x: several(i * UNROLL, UNROLL, x), x)
+    x = lax.fori_loop(count // UNROLL * UNROLL, count, lambda i, x: several(i, 1, x), x)
+    out[-1][row, segment, direction, 0, lanes], out[-1][row, segment, direction, 1, lanes] = x

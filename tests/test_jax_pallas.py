@@ -1,0 +1,122 @@
+"""The Pallas kernels in interpret mode against the definitions; interpret mode runs what the kernel says, anywhere."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from numpy.testing import assert_allclose
+
+from ptd import chunks, recurrence
+from ptd_jax import kernels, pallas_gpu, pallas_tpu
+from ptd_jax.recurrences import loop
+
+
+def draw(*shape: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def coefficient(*shape: int) -> np.ndarray:
+    return 0.95 * np.exp(1j * draw(*shape))
+
+
+def close(found, expected) -> None:
+    for x, y in zip(found, expected, strict=True):
+        assert_allclose(x, y, rtol=0, atol=1e-12 * np.abs(y).max())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize(("shape", "n", "M"), [((), 5, 8), ((3,), 19, 3)])
+def test_gpu_carries_equal_the_definition(shape, n, M, monkeypatch):
+    """Both directions, whole unrolled groups and a rest, modes that fill no tile, and time in segments."""
+    monkeypatch.setattr(pallas_gpu, "SHORTEST_SEGMENT", 6)
+    a, drive, start = coefficient(*shape, M), draw(*shape, 2, n, 2, 2, M), draw(*shape, 2, 2, 2, M)
+    start[..., 1, :, :] = 0.0
+    found = jax.jit(lambda *x: pallas_gpu.carries(*x, interpret=True))(a, drive, start)
+    close(found, chunks.carries(a, drive, start[..., 0, :, :]))
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+def test_gpu_scan_and_its_gradient_equal_the_definition(per_step):
+    L, M = 11, 4
+    a = coefficient(2, L, M) if per_step else coefficient(M)
+    drive, state, w = (draw(2, *shape, 2) @ [1, 1j] for shape in ((L, M), (M,), (L, M)))
+    resets = np.arange(L) % 5 == 3
+    a = np.where(resets[:, None], 0, a) if per_step else a
+
+    def loss(scan, a, drive, state):
+        x = scan(a, drive, state)
+        return jnp.sum(jnp.real(w * x)), x
+
+    def here(*x):
+        return pallas_gpu.scan(*x, interpret=True)
+
+    gradients = [jax.grad(lambda *x, s=s: loss(s, *x), (0, 1, 2), has_aux=True) for s in (here, recurrence.scan)]
+    (found, x), (expected, y) = jax.jit(lambda *v: [g(*v) for g in gradients])(a, drive, state)
+    close([*found, x], [*expected, y])
+
+
+def test_gpu_carries_differentiate_as_the_tree():
+    a, drive, start = coefficient(4), draw(2, 9, 2, 2, 4), draw(2, 2, 2, 4)
+    weights = draw(2, 9, 2, 2, 4, seed=5), draw(2, 2, 2, 4, seed=6)
+
+    def loss(carries, *arguments):
+        return sum(jnp.sum(w * x) for w, x in zip(weights, carries(*arguments), strict=True))
+
+    def here(*x):
+        return pallas_gpu.carries(*x, interpret=True)
+
+    by_tree = functools.partial(kernels._carries, kernels.tree)
+    gradients = [jax.grad(lambda *x, f=f: loss(f, *x), (0, 1, 2)) for f in (here, by_tree)]
+    found, expected = jax.jit(lambda *v: [g(*v) for g in gradients])(a, drive, start)
+    close(found, expected)
+
+
+def test_gpu_kernel_and_its_gradient_lower_to_triton():
+    """No GPU is needed to see whether Pallas accepts every operation of the kernel."""
+
+    def loss(a, drive, start):
+        entering, final = pallas_gpu.carries(a, drive, start)
+        return jnp.sum(entering) + jnp.sum(final)
+
+    arguments = [jnp.asarray(x, t) for x, t in ((coefficient(24), "complex64"), (draw(2, 900, 2, 2, 24), "float32"))]
+    gradient = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arguments, jnp.zeros((2, 2, 2, 24), jnp.float32))
+    text = gradient.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("custom_call @__gpu$xla.gpu.triton") == 4  # ends and states, from both sides
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 1, 5)])
+def test_tpu_scan_and_its_gradient_equal_the_loop(shape, monkeypatch):
+    """Several blocks of time with a rest, in single precision, which is what the registers hold."""
+    monkeypatch.setattr(pallas_tpu, "TIME", 8)
+    a, rows = coefficient(*shape).astype(np.complex64), (*shape[:-2], 3, 2, 5)
+    drive, state, w = (draw(*s).astype(np.float32) for s in ((19, *rows), rows, (19, *rows)))
+
+    def loss(scan, *arguments):
+        x = scan(*arguments)
+        return jnp.sum(w * x), x
+
+    def here(*x):
+        return pallas_tpu.scan(*x, interpret=pltpu.InterpretParams())
+
+    gradients = [jax.jit(jax.grad(lambda *x, f=f: loss(f, *x), (0, 1, 2), has_aux=True)) for f in (here, loop)]
+    (found, x), (expected, y) = (g(a, drive, state) for g in gradients)
+    for u, v in zip([*found, x], [*expected, y], strict=True):
+        assert_allclose(u, v, rtol=0, atol=1e-5 * np.abs(v).max())
+
+
+def test_tpu_kernel_lowers_to_mosaic():
+    arguments = jnp.ones(130, "complex64"), jnp.zeros((700, 9, 2, 130), "float32"), jnp.zeros((9, 2, 130), "float32")
+    gradient = jax.jit(jax.grad(lambda *x: jnp.sum(pallas_tpu.scan(*x)), (0, 1, 2)))
+    with jax.enable_x64(False):
+        text = gradient.trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("custom_call @tpu_custom_call") == 2
