@@ -9,6 +9,7 @@ import pytest
 from mlx import nn
 
 import ptd
+from ptd.quickstart import quickstart
 from ptd_mlx import backend as be
 from ptd_mlx import speed, streams
 
@@ -163,3 +164,9 @@ def test_what_the_speed_is_compared_with_computes_the_same(params, y, scan):
     L = 8
     found = speed.plain_s5(params, mx.array(U[:, :L]), scan)
     np.testing.assert_allclose(found, y[:, :L], rtol=0, atol=1e-6)
+
+
+def test_the_quickstart_trains_on_mlx(tmp_path):
+    result = quickstart("mlx", tmp_path, seed=3, epochs=2, width=8, depth=1, d_state=8)
+    assert all(score.predictions_agree for score in result.scores.values())
+    assert min(score.clean for score in result.scores.values()) > 0.2
