@@ -90,9 +90,11 @@ class Run:
             Diverged: a loss is not finite; names the step and the parameter. The last checkpoint stays.
         """
         self.progress.sessions += 1
-        self._warm_up()
+        with self.backend.fast_products():
+            self._warm_up()
         self.save()
-        complete = self._train(clock) and self._test(clock)
+        with self.backend.fast_products():
+            complete = self._train(clock) and self._test(clock)
         self.save()
         return complete
 
