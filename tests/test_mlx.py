@@ -9,6 +9,7 @@ import pytest
 from mlx import nn
 
 import ptd
+from ptd.quickstart import quickstart
 from ptd_mlx import backend as be
 from ptd_mlx import speed, streams
 
@@ -154,7 +155,8 @@ def test_memory_of_the_gradient_grows_linearly_with_the_length():
         mx.eval(gradient(u))
         return mx.get_peak_memory() - before
 
-    assert peak(8192) < 4.4 * peak(2048)
+    # up to 1.3 is the order in which arrays happen to be freed; L log L would be 1.6
+    assert peak(65536) / 64 < 1.5 * max(peak(1024) for _ in range(3))
 
 
 @pytest.mark.parametrize("scan", speed.PLAIN.values(), ids=speed.PLAIN)
@@ -162,3 +164,9 @@ def test_what_the_speed_is_compared_with_computes_the_same(params, y, scan):
     L = 8
     found = speed.plain_s5(params, mx.array(U[:, :L]), scan)
     np.testing.assert_allclose(found, y[:, :L], rtol=0, atol=1e-6)
+
+
+def test_the_quickstart_trains_on_mlx(tmp_path):
+    result = quickstart("mlx", tmp_path, seed=3, epochs=2, width=8, depth=1, d_state=8)
+    assert all(score.predictions_agree for score in result.scores.values())
+    assert min(score.clean for score in result.scores.values()) > 0.2

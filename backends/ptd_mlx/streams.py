@@ -15,8 +15,8 @@ import mlx.core as mx
 
 Array = Any
 
-#: Multiplications per core from which another core pays: about 0.3 ms with the reference BLAS of mlx on Linux.
-WORTHWHILE = 1 << 20
+#: Multiplications per core from which another core pays: about 0.1 ms with the reference BLAS of mlx on Linux.
+WORTHWHILE = 1 << 18
 
 
 def differentiable(forward: Callable, backward: Callable) -> Callable:

@@ -1,16 +1,20 @@
-"""The diagonal recurrence on a CPU: an odd-even tree of element-wise products on (re, im) planes.
+"""The diagonal recurrence on a CPU: a tree of element-wise products on (re, im) planes.
 
 mlx has no scan, a loop over the samples costs a millisecond per sample with its gradient, and recursive doubling makes
-log2(L) passes over everything. The tree makes as many passes over halves, quarters and so on: about two in all.
+log2(L) passes over everything. The tree makes one pass over groups of RADIX samples, then over groups of groups.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 import mlx.core as mx
 
 Planes = tuple[mx.array, mx.array]
+
+#: Samples per group: more of them save passes over memory and cost small operations.
+RADIX = 4
 
 
 def run(
@@ -53,41 +57,70 @@ def _visited_before(a: mx.array, reverse: bool) -> mx.array:
 def _begun(a: Planes, b: Planes, start: Planes, reverse: bool) -> Planes:
     """b with a x_{-1} added at the first step."""
     first = slice(-1, None) if reverse else slice(0, 1)
-    at_first = tuple(part if part.ndim == 1 else part[:, first] for part in a)
-    begun = _step(*at_first, *(part[:, None] for part in start), *(part[:, first] for part in b))
-    order = (lambda end, rest: [rest[:, :-1], end]) if reverse else (lambda end, rest: [end, rest[:, 1:]])
-    re, im = (mx.concatenate(order(end, rest), axis=1) for end, rest in zip(begun, b, strict=True))
+    begun = _step(*_at(a, first), *(part[:, None] for part in start), *_at(b, first))
+    others = slice(0, -1) if reverse else slice(1, None)
+    re, im = (_joined([end, part[:, others]], reverse) for end, part in zip(begun, b, strict=True))
     return re, im
 
 
 def _tree(a: Planes, b: Planes, reverse: bool) -> Planes:
     rows, L, M = b[0].shape
-    if L == 1:
-        return b
-    odd = L % 2
-    paired = slice(odd, None) if reverse else slice(0, L - odd)
-    leads, follows = (1, 0) if reverse else (0, 1)
+    groups, rest = divmod(L, RADIX)
+    if not groups:
+        return _loop(a, b, None, reverse)
+    grouped = slice(rest, None) if reverse else slice(0, L - rest)
 
-    def member(part: mx.array, which: int) -> mx.array:
-        return part if part.ndim == 1 else part[:, paired].reshape(rows, L // 2, 2, M)[:, :, which]
+    def member(x: Planes, which: int) -> Planes:
+        if x[0].ndim == 1:
+            return x
+        re, im = (part[:, grouped].reshape(rows, groups, RADIX, M)[:, :, which] for part in x)
+        return re, im
 
-    a_lead, a_follow = (tuple(member(part, which) for part in a) for which in (leads, follows))
-    b_lead, b_follow = (tuple(member(part, which) for part in b) for which in (leads, follows))
-    ends = _tree(_product(*a_follow, *a_lead), _step(*a_follow, *b_lead, *b_follow), reverse)
-    first = _step(*a_lead, *(_delayed(part, reverse) for part in ends), *b_lead)
-    order = (ends, first) if reverse else (first, ends)
-    x = tuple(mx.stack(parts, axis=2).reshape(rows, L - odd, M) for parts in zip(*order, strict=True))
-    return _extended(a, b, (x[0], x[1]), reverse) if odd else (x[0], x[1])
+    order = range(RADIX)[::-1] if reverse else range(RADIX)
+    lead, *others = ((member(a, which), member(b, which)) for which in order)
+    (decay, end) = lead
+    for a_j, b_j in others:
+        decay, end = _product(*a_j, *decay), _step(*a_j, *end, *b_j)
+    ends = _tree(decay, end, reverse)
+    x = (_delayed(ends[0], reverse), _delayed(ends[1], reverse))
+    states = []
+    for a_j, b_j in (lead, *others[:-1]):
+        x = _step(*a_j, *x, *b_j)
+        states.append(x)
+    states = [*states, ends][::-1] if reverse else [*states, ends]
+    re, im = (mx.stack(parts, axis=2).reshape(rows, L - rest, M) for parts in zip(*states, strict=True))
+    return _extended(a, b, (re, im), rest, reverse) if rest else (re, im)
 
 
-def _extended(a: Planes, b: Planes, x: Planes, reverse: bool) -> Planes:
-    """x with the one step that found no partner."""
-    last, edge = (slice(0, 1), slice(0, 1)) if reverse else (slice(-1, None), slice(-1, None))
-    at_last = tuple(part if part.ndim == 1 else part[:, last] for part in a)
-    end = _step(*at_last, *(part[:, edge] for part in x), *(part[:, last] for part in b))
-    order = (lambda end, rest: [end, rest]) if reverse else (lambda end, rest: [rest, end])
-    re, im = (mx.concatenate(order(e, rest), axis=1) for e, rest in zip(end, x, strict=True))
+def _extended(a: Planes, b: Planes, x: Planes, rest: int, reverse: bool) -> Planes:
+    """x with the last steps, which fill no group."""
+    last = slice(0, rest) if reverse else slice(-rest, None)
+    edge = slice(0, 1) if reverse else slice(-1, None)
+    tail = _loop(_at(a, last), _at(b, last), _at(x, edge), reverse)
+    re, im = (_joined(parts, reverse) for parts in zip(x, tail, strict=True))
     return re, im
+
+
+def _loop(a: Planes, b: Planes, x: Planes | None, reverse: bool) -> Planes:
+    """The recurrence step by step, from x (rows, 1, M) or zero."""
+    L, states = b[0].shape[1], []
+    for k in range(L)[::-1] if reverse else range(L):
+        here = slice(k, k + 1)
+        x = _at(b, here) if x is None else _step(*_at(a, here), *x, *_at(b, here))
+        states.append(x)
+    re, im = (_joined(parts, reverse) for parts in zip(*states, strict=True))
+    return re, im
+
+
+def _at(x: Planes, steps: slice) -> Planes:
+    """Some steps of x; coefficients that are the same for all steps as they are."""
+    return x if x[0].ndim == 1 else (x[0][:, steps], x[1][:, steps])
+
+
+def _joined(parts: Iterable[mx.array], reverse: bool) -> mx.array:
+    """Pieces of time, given in the order in which time runs."""
+    parts = list(parts)
+    return mx.concatenate(parts[::-1] if reverse else parts, axis=1)
 
 
 def _delayed(x: mx.array, reverse: bool) -> mx.array:
