@@ -7,6 +7,7 @@ import pytest
 import scipy.linalg
 
 from ptd import hippo, perturb_then_diagonalize, transfer
+from ptd.analyze import regression
 
 
 def solve(A, B=None, **options):
@@ -81,3 +82,33 @@ def test_real_perturbation_of_order_32_loses_nothing_against_a_complex_one():
     assert np.abs(full.E.imag).max() > 0
     assert max(real.perturbation_norm, full.perturbation_norm) <= 24.731 * (1 + 1e-12)
     assert real.condition_number < 1.03 * full.condition_number
+
+
+# --- sec. 3.4: the frequency regression (`ptd.analyze.regression` says how it differs from the paper's)
+
+TRAINED, UNSEEN = np.arange(1.0, 80.0), np.arange(81.5, 100.0, 0.5)
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def regressions(request):
+    """Predicted amplitudes of cos(s t) over trained and over unseen frequencies, by model."""
+    s = np.concatenate([TRAINED, UNSEEN])
+    amplitudes = {name: regression.predictions(name, s, request.param)[:, 1] for name in regression.NAMES}
+    return {name: np.split(a, [len(TRAINED)]) for name, a in amplitudes.items()}
+
+
+def test_every_model_learns_the_amplitude_at_the_trained_frequencies(regressions):
+    assert max(np.abs(trained - 1).max() for trained, _ in regressions.values()) < 0.15
+
+
+def test_s4d_predicts_negative_amplitudes_past_its_last_spike(regressions):
+    assert 80 < transfer.legs_spikes(regression.ORDER, 1).omega[0] < UNSEEN[0]
+    _, unseen = regressions["S4D"]
+    assert unseen.min() < -0.3
+    assert np.abs(unseen - 1).min() > 0.1
+
+
+@pytest.mark.parametrize("name", ["S4", "S4-PTD, optimised", "S4-PTD, closed form"])
+def test_s4_and_s4_ptd_know_the_amplitude_past_the_trained_frequencies(regressions, name):
+    _, unseen = regressions[name]
+    assert np.abs(unseen - 1).max() < 0.2

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
+from ill_posed import companion, frank, grcar, jordan, recurrent, toeplitz
 from ptd import Diagonalization, NotConverged, hippo, perturb_then_diagonalize
 from ptd.perturbation import eigen_gradients, responses, result_cache
 from ptd.perturbation import solver as module
@@ -29,33 +30,6 @@ def solve(A, B=None, **options) -> Diagonalization:
 def odd() -> Diagonalization:
     """An odd order, so that at least one mode is real."""
     return solve(*hippo.legs(9), iterations=40)
-
-
-def jordan(n: int, eigenvalue: float = 0.0) -> np.ndarray:
-    return eigenvalue * np.eye(n) + np.eye(n, k=1)
-
-
-def grcar(n: int) -> np.ndarray:
-    return sum(np.eye(n, k=k) for k in range(4)) - np.eye(n, k=-1)
-
-
-def toeplitz(n: int) -> np.ndarray:
-    """Complex, non-normal, banded: 2i below the diagonal, 1 and 0.7 on the second and third above it."""
-    return scipy.linalg.toeplitz([0, 2j] + [0] * (n - 2), [0, 0, 1, 0.7] + [0] * (n - 4))
-
-
-def companion(n: int) -> np.ndarray:
-    """Of the polynomial whose roots are all 1: one Jordan block."""
-    return scipy.linalg.companion(np.poly(np.ones(n)))
-
-
-def frank(n: int) -> np.ndarray:
-    i = np.arange(n)
-    return np.where(i[None, :] < i[:, None] - 1, 0.0, n - np.maximum(i[:, None], i[None, :]))
-
-
-def recurrent(n: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((n, n)) / np.sqrt(n)
 
 
 # --- figures to beat
@@ -159,6 +133,15 @@ def test_ball_parametrisation_stays_inside_the_ball():
 # --- conjugate symmetry
 
 
+@pytest.mark.parametrize("n", [4, 9, 16, 64, 96])
+def test_paired_eigenvalues_leave_a_real_one_at_odd_orders_only(n):
+    found = solve(*hippo.legs(n), paired=True, iterations=400 if n <= 64 else 160)
+    assert np.sum(found.Lambda.imag == 0) == n % 2
+    assert found.condition_number < 8
+    assert found.deviation < 0.015
+    assert found.spectral_abscissa < 0
+
+
 def test_conjugate_pairs_of_a_real_matrix_are_exact(odd):
     pairs = np.flatnonzero(odd.Lambda.imag > 0)
     mirror = odd.Lambda.size - 1 - pairs
@@ -201,7 +184,7 @@ def test_half_of_a_complex_matrix_is_refused():
 
 ILL_POSED = {
     **{f"jordan-{n}": jordan(n) for n in (2, 3, 4, 8, 16, 32, 64)},  # nilpotent shifts
-    "jordan-stable": jordan(8, -1.5),
+    **{f"jordan-stable-{n}": jordan(n, -1.5) for n in (8, 32)},
     "grcar": grcar(32),
     "toeplitz": toeplitz(24),
     "companion": companion(12),
@@ -220,6 +203,21 @@ def test_ill_posed_matrix_gets_a_small_condition_number_within_the_size(name):
     assert found.relative_perturbation_norm <= 0.04 * (1 + 1e-12)
     assert found.backward_error < 1e-12
     assert np.isrealobj(found.E) == np.isrealobj(A)
+
+
+@pytest.mark.parametrize(("n", "eigenvalue", "ratio"), [(n, -1.0, 0.04) for n in (2, 8, 16, 64)] + [(32, -0.5, 0.45)])
+def test_stable_jordan_block_stays_stable_with_a_small_condition_number(n, eigenvalue, ratio):
+    """At -1 the pseudospectrum of 0.04 ||A|| nearly reaches the imaginary axis; at -1/2 a third of ||A|| is needed."""
+    A = jordan(n, eigenvalue)
+    found = solve(A, size=ratio * np.linalg.norm(A, 2))
+    assert found.spectral_abscissa < 0
+    assert found.condition_number < 13
+
+
+def test_half_of_the_decay_rate_is_kept_where_it_is_cheap_and_a_twentieth_where_it_is_not():
+    cheap, dear = (solve(jordan(n, -1.0), iterations=200).spectral_abscissa for n in (8, 32))
+    assert cheap == pytest.approx(-0.5, abs=0.01)
+    assert dear == pytest.approx(-0.05, abs=0.01)
 
 
 @pytest.mark.parametrize("A", [np.zeros((3, 3)), np.eye(4), np.diag([1.0, 1.0, 2.0]), np.array([[2.0]])])

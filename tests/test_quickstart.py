@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ptd
-from ptd import _gain_figure
+from ptd.analyze import gain
 from ptd.quickstart import MODELS, Result, fourier_mode, last_spike, quickstart
 
 
@@ -86,9 +86,9 @@ def test_the_noise_is_one_fourier_mode_per_channel_with_a_uniform_amplitude():
 
 def test_the_figure_shows_the_exact_transfer_functions():
     """G_S4 = (1 - r_n)/n^2, G_S4D = G_S4/(1 + r_n), closed-form PTD = G_S4/(1 + r_n/10)."""
-    w, j = _gain_figure.frequencies(32), np.arange(32)
+    w, j = gain.frequencies(32), np.arange(32)
     r = np.prod((1j * w[:, None] - j) / (1j * w[:, None] + j + 1), axis=1)
-    gains = _gain_figure.gains(32, MODELS, w)
+    gains = gain.gains(32, MODELS, w)
     G = (1 - r) / 32**2
     for name, expected in {"S4": G, "S4D": G / (1 + r), "S4-PTD": G / (1 + 0.1 * r)}.items():
         np.testing.assert_allclose(gains[name], np.abs(expected), rtol=1e-11)

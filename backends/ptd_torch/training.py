@@ -65,9 +65,8 @@ class TorchLearner:
             leaf.requires_grad_()
         self._on_gpu = self._device.type == "cuda"
         self._compiled = self._on_gpu if compiled is None else compiled
-        self._loss, self._forward = self._loss_of, self._outputs_of
-        if self._compiled:
-            self._loss, self._forward = compile_once(self._loss_of), compile_once(self._outputs_of)
+        # One block is compiled for all; what is outside of blocks is a small part of a step.
+        self._block = compile_once(self._block_of) if self._compiled else self._block_of
         self._graphs: dict[Any, tuple[Any, Tensor, Tensor]] = {}
 
     # --- the contract ------------------------------------------------------------------------------------------
@@ -81,7 +80,7 @@ class TorchLearner:
         noise = None if layer_noise is None else [self._tensor(value) for value in layer_noise]
         lengths = None if lengths is None else self._tensor(lengths)
         with torch.no_grad():
-            return self._forward(self._tensor(inputs), lengths, noise).cpu().numpy()
+            return self._outputs_of(self._tensor(inputs), lengths, noise).cpu().numpy()
 
     def parameters(self) -> dict[str, NDArray]:
         """The current leaves, on the host."""
@@ -106,7 +105,7 @@ class TorchLearner:
         with torch.no_grad():
             for index in batches(indices, batch):
                 rows = placed.rows(torch.as_tensor(index, device=self._device))
-                parts.append(self._forward(rows.inputs, rows.lengths, None))
+                parts.append(self._outputs_of(rows.inputs, rows.lengths, None))
         return torch.cat(parts)[: len(indices)].cpu().numpy()
 
     def snapshot(self) -> dict[str, NDArray]:
@@ -124,9 +123,10 @@ class TorchLearner:
     # --- one step ----------------------------------------------------------------------------------------------
 
     def _step(self, batch: Placed) -> Tensor:
-        loss, statistics = self._loss(batch.inputs, batch.targets, batch.lengths)
+        loss, statistics = self._loss_of(batch.inputs, batch.targets, batch.lengths)
         trained = self._trained()
-        grads = dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
+        found = torch.autograd.grad(loss, list(trained.values()))
+        grads = {name: grad.contiguous() for name, grad in zip(trained, found, strict=True)}
         with torch.no_grad():
             for name, value in statistics.items():
                 self._leaves[name].copy_(value)
@@ -137,18 +137,29 @@ class TorchLearner:
         return self._step(placed.rows(index))
 
     def _loss_of(self, inputs: Tensor, targets: Tensor, lengths: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        training = Training(_dropout(self._seed, self._steps))
-        y, statistics = self._backend.apply_model(
-            self._model, self._leaves, inputs, lengths=lengths, training=training, activations=self._activations
-        )
+        key = _mixed(self._steps + (self._seed << 20))
+        y, statistics = self._apply(inputs, key, lengths=lengths, training=Training(_dropout(key)))
         if targets.is_floating_point():
             return ((y - targets) ** 2).mean(), statistics
         return functional.cross_entropy(y, targets.long()), statistics
 
     def _outputs_of(self, inputs: Tensor, lengths: Tensor | None, noise: list[Tensor] | None) -> Tensor:
+        return self._apply(inputs, None, lengths=lengths, layer_noise=noise)
+
+    def _apply(self, inputs: Tensor, key: Tensor | None, **call: Any) -> Any:
+        def run_block(model: SequenceModel, i: int, leaves: dict, x: Tensor, **call: Any) -> Any:
+            own = None if key is None else _mixed(key + (i + 1) * 0x27D4EB2F)
+            return self._block(leaves, x, call["lengths"], call["noise"], own)
+
         return self._backend.apply_model(
-            self._model, self._leaves, inputs, lengths=lengths, layer_noise=noise, activations=self._activations
+            self._model, self._leaves, inputs, activations=self._activations, run_block=run_block, **call
         )
+
+    def _block_of(
+        self, leaves: dict, x: Tensor, lengths: Tensor | None, noise: Tensor | None, key: Tensor | None
+    ) -> Any:
+        training = None if key is None else Training(_dropout(key))
+        return self._model.block(0, leaves, x, lengths=lengths, training=training, noise=noise, run=self._backend.apply)
 
     def _update(self, grads: dict[str, Tensor]) -> None:
         """AdamW in place, the rate from the step count on the device."""
@@ -232,14 +243,14 @@ def _schedule(optimizer: Optimizer) -> Callable[[Tensor], Tensor]:
     return share
 
 
-def _dropout(seed: int, steps: Tensor) -> Callable[[Tensor, float, bool], Tensor]:
-    """Dropout whose masks are a function of seed, step, call and position alone, in eager and compiled runs alike."""
+def _dropout(key: Tensor) -> Callable[[Tensor, float, bool], Tensor]:
+    """Dropout whose masks are a function of key, call and position alone, in eager and compiled runs alike."""
     calls = itertools.count(1)
 
     def dropout(x: Tensor, rate: float, over_time: bool) -> Tensor:
         shape = (*x.shape[:-2], 1, x.shape[-1]) if over_time else x.shape
-        key = _mixed(_mixed(steps + (seed << 20)) + next(calls) * 0x9E3779B1)
-        bits = _mixed(torch.arange(math.prod(shape), device=x.device).view(shape) + key)
+        own = _mixed(key + next(calls) * 0x9E3779B1)
+        bits = _mixed(torch.arange(math.prod(shape), device=x.device).view(shape) + own)
         return torch.where(bits >= int(rate * 2**32), x / (1 - rate), 0.0)
 
     return dropout

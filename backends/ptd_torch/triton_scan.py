@@ -17,7 +17,7 @@ from torch import Tensor
 ROWS, LANES, WARPS = 32, 32, 1
 
 #: Programs that keep the device busy; fewer, and time is cut into segments.
-ENOUGH_PROGRAMS = 264
+ENOUGH_PROGRAMS = 1056
 
 
 @triton.jit
@@ -31,16 +31,17 @@ def _compose(a_re, a_im, x_re, x_im, b_re, b_im, y_re, y_im):
 
 
 @triton.jit
-def _walk(
+def _walk_one_way(
     a, drive, x0, x, final, product, before, grad_a,
     lanes, M, n, segment, group,
-    a_r, a_t, a_p, a_m,
-    d_r, d_t, d_d, d_p, d_m,
+    a_r, a_t: tl.constexpr, a_p, a_m,
+    d_r, d_t: tl.constexpr, d_d, d_p, d_m,
     x0_r, x0_d, x0_s, x0_p,
     s_r, s_d, s_s, s_p,
-    x_r, x_t, x_d, x_p,
+    x_r, x_t: tl.constexpr, x_d, x_p,
     PER_STEP: tl.constexpr, EXCLUSIVE: tl.constexpr, ADJOINT: tl.constexpr, HAS_X0: tl.constexpr,
     STORE: tl.constexpr, SUMMARY: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr,
+    MIRRORED: tl.constexpr,
 ):  # fmt: skip
     """States of one direction of one segment, for LANES pairs of sequence and mode.
 
@@ -52,11 +53,10 @@ def _walk(
     direction, s = tl.program_id(1), tl.program_id(2)
     live = lane < lanes
     r, m = (lane // M).to(tl.int64), lane % M
-    mirrored = direction != ADJOINT
     start = s * segment
     stop = tl.minimum(start + segment, n)
-    sign = tl.where(mirrored, -1, 1)
-    origin = tl.where(mirrored, n - 1, 0)
+    sign: tl.constexpr = -1 if MIRRORED else 1
+    origin = n - 1 if MIRRORED else 0
 
     a_lane = (r // group) * a_r + m * a_m
     d_lane = r * d_r + direction * d_d + m * d_m
@@ -67,8 +67,8 @@ def _walk(
         one_im = tl.load(a + a_lane + a_p, mask=live, other=0.0).to(acc)
         if ADJOINT:
             one_im = -one_im
-        a_re = tl.broadcast_to(one_re[None, :], (ROWS, LANES))
-        a_im = tl.broadcast_to(one_im[None, :], (ROWS, LANES))
+        a_re = tl.broadcast_to(one_re[:, None], (LANES, ROWS))
+        a_im = tl.broadcast_to(one_im[:, None], (LANES, ROWS))
     if HAS_X0:
         x0_lane = r * x0_r + direction * x0_d + s * x0_s + m
         c_re = tl.load(x0 + x0_lane, mask=live, other=0.0).to(acc)
@@ -79,73 +79,83 @@ def _walk(
     if SUMMARY:
         q_re = tl.full((LANES,), 1.0, acc)
         q_im = tl.zeros((LANES,), acc)
-    g_re = tl.zeros((ROWS, LANES), acc)
-    g_im = tl.zeros((ROWS, LANES), acc)
-    first = (origin + sign * start).to(tl.int64) * x_t + x_lane
+    g_re = tl.zeros((LANES,), acc)
+    g_im = tl.zeros((LANES,), acc)
+    begin = (origin + sign * start).to(tl.int64)
+    x_at = x_lane + begin * x_t
     if EXCLUSIVE and STORE:
-        tl.store(x + first, c_re.to(x.dtype.element_ty), mask=live)
-        tl.store(x + first + x_p, c_im.to(x.dtype.element_ty), mask=live)
+        tl.store(x + x_at, c_re.to(x.dtype.element_ty), mask=live)
+        tl.store(x + x_at + x_p, c_im.to(x.dtype.element_ty), mask=live)
         if ADJOINT:
-            e_re = tl.load(before + first, mask=live, other=0.0).to(acc)
-            e_im = tl.load(before + first + x_p, mask=live, other=0.0).to(acc)
-            top = tl.arange(0, ROWS)[:, None] == 0
-            g_re += tl.where(top, (c_re * e_re + c_im * e_im)[None, :], 0.0)
-            g_im += tl.where(top, (c_im * e_re - c_re * e_im)[None, :], 0.0)
+            f_re = tl.load(before + x_at, mask=live, other=0.0).to(acc)
+            f_im = tl.load(before + x_at + x_p, mask=live, other=0.0).to(acc)
+            g_re += c_re * f_re + c_im * f_im
+            g_im += c_im * f_re - c_re * f_im
 
+    # Where the rows of a tile lie from its first, and the first itself: 32 bits of address arithmetic a row.
     rows = tl.arange(0, ROWS)
+    d_rows, x_rows, a_rows = rows * (sign * d_t), rows * (sign * x_t), rows * (sign * a_t)
+    d_at, a_at = d_lane + begin * d_t, a_lane + begin * a_t
+    # before holds the forward run's states: before each sample if EXCLUSIVE, else after it, and the one before is
+    # wanted. Exclusive states are stored one sample further.
+    e_at = x_at - x_t
+    if EXCLUSIVE:
+        x_at += sign * x_t
+        e_at = x_at
     for k0 in range(start, stop, ROWS):
         k = k0 + rows
-        valid = (k < stop)[:, None] & live[None, :]
-        at = (origin + sign * k).to(tl.int64)
-        here = at[:, None] * d_t + d_lane[None, :]
-        b_re = tl.load(drive + here, mask=valid, other=0.0).to(acc)
-        b_im = tl.load(drive + here + d_p, mask=valid, other=0.0).to(acc)
+        valid = (k < stop)[None, :] & live[:, None]
+        here = drive + (d_at[:, None] + d_rows[None, :])
+        b_re = tl.load(here, mask=valid, other=0.0).to(acc)
+        b_im = tl.load(here + d_p, mask=valid, other=0.0).to(acc)
+        stored = valid
+        if EXCLUSIVE:
+            stored = (k + 1 < stop)[None, :] & live[:, None]
+        if ADJOINT and STORE:
+            seen = stored
+            if not EXCLUSIVE:
+                seen = valid & (origin + sign * k > 0)[None, :]
+            here = before + (e_at[:, None] + x_rows[None, :])
+            e_re = tl.load(here, mask=seen, other=0.0).to(acc)
+            e_im = tl.load(here + x_p, mask=seen, other=0.0).to(acc)
         if PER_STEP:
             # The adjoint at k is driven through the coefficient of step k + 1.
-            later = at + ADJOINT
-            known = valid & (later < n)[:, None]
-            there = later[:, None] * a_t + a_lane[None, :]
-            a_re = tl.load(a + there, mask=known, other=0.0).to(acc)
-            a_im = tl.load(a + there + a_p, mask=known, other=0.0).to(acc)
+            known = valid & (origin + sign * k + ADJOINT < n)[None, :]
+            here = a + (a_at[:, None] + ADJOINT * a_t + a_rows[None, :])
+            a_re = tl.load(here, mask=known, other=0.0).to(acc)
+            a_im = tl.load(here + a_p, mask=known, other=0.0).to(acc)
             if ADJOINT:
                 a_im = -a_im
-        p_re, p_im, y_re, y_im = tl.associative_scan((a_re, a_im, b_re, b_im), 0, _compose)
+        p_re, p_im, y_re, y_im = tl.associative_scan((a_re, a_im, b_re, b_im), 1, _compose)
         y_re, y_im = (
-            y_re + p_re * c_re[None, :] - p_im * c_im[None, :],
-            y_im + p_re * c_im[None, :] + p_im * c_re[None, :],
+            y_re + p_re * c_re[:, None] - p_im * c_im[:, None],
+            y_im + p_re * c_im[:, None] + p_im * c_re[:, None],
         )
-        end = rows[:, None] == tl.minimum(stop - k0, ROWS) - 1
-        c_re = tl.sum(tl.where(end, y_re, 0.0), 0)
-        c_im = tl.sum(tl.where(end, y_im, 0.0), 0)
+        end = rows[None, :] == tl.minimum(stop - k0, ROWS) - 1
+        c_re = tl.sum(tl.where(end, y_re, 0.0), 1)
+        c_im = tl.sum(tl.where(end, y_im, 0.0), 1)
         if SUMMARY:
-            e_re = tl.sum(tl.where(end, p_re, 0.0), 0)
-            e_im = tl.sum(tl.where(end, p_im, 0.0), 0)
-            q_re, q_im = q_re * e_re - q_im * e_im, q_re * e_im + q_im * e_re
+            w_re = tl.sum(tl.where(end, p_re, 0.0), 1)
+            w_im = tl.sum(tl.where(end, p_im, 0.0), 1)
+            q_re, q_im = q_re * w_re - q_im * w_im, q_re * w_im + q_im * w_re
         if STORE:
-            if EXCLUSIVE:
-                k += 1
-                valid = (k < stop)[:, None] & live[None, :]
-            there = (origin + sign * k).to(tl.int64)[:, None] * x_t + x_lane[None, :]
-            tl.store(x + there, y_re.to(x.dtype.element_ty), mask=valid)
-            tl.store(x + there + x_p, y_im.to(x.dtype.element_ty), mask=valid)
-            if ADJOINT:
-                # before holds the forward run's states: before each sample if EXCLUSIVE, else after it.
-                if EXCLUSIVE:
-                    seen = valid
-                else:
-                    there -= x_t
-                    seen = valid & (at > 0)[:, None]
-                e_re = tl.load(before + there, mask=seen, other=0.0).to(acc)
-                e_im = tl.load(before + there + x_p, mask=seen, other=0.0).to(acc)
-                h_re = y_re * e_re + y_im * e_im
-                h_im = y_im * e_re - y_re * e_im
-                if PER_STEP:
-                    to = at[:, None] * a_t + a_lane[None, :]
-                    tl.store(grad_a + to, h_re, mask=valid)
-                    tl.store(grad_a + to + a_p, h_im, mask=valid)
-                else:
-                    g_re += tl.where(seen, h_re, 0.0)
-                    g_im += tl.where(seen, h_im, 0.0)
+            here = x + (x_at[:, None] + x_rows[None, :])
+            tl.store(here, y_re.to(x.dtype.element_ty), mask=stored)
+            tl.store(here + x_p, y_im.to(x.dtype.element_ty), mask=stored)
+        if ADJOINT and STORE:
+            h_re = y_re * e_re + y_im * e_im
+            h_im = y_im * e_re - y_re * e_im
+            if PER_STEP:
+                here = grad_a + (a_at[:, None] + a_rows[None, :])
+                tl.store(here, h_re, mask=valid)
+                tl.store(here + a_p, h_im, mask=valid)
+            else:
+                g_re += tl.sum(h_re, 1)
+                g_im += tl.sum(h_im, 1)
+        d_at += sign * ROWS * d_t
+        x_at += sign * ROWS * x_t
+        e_at += sign * ROWS * x_t
+        a_at += sign * ROWS * a_t
     if final is not None:
         tl.store(final + s_lane, c_re, mask=live)
         tl.store(final + s_lane + s_p, c_im, mask=live)
@@ -153,8 +163,41 @@ def _walk(
         tl.store(product + s_lane, q_re, mask=live)
         tl.store(product + s_lane + s_p, q_im, mask=live)
     if ADJOINT and STORE and not PER_STEP:
-        tl.store(grad_a + s_lane, tl.sum(g_re, 0), mask=live)
-        tl.store(grad_a + s_lane + s_p, tl.sum(g_im, 0), mask=live)
+        tl.store(grad_a + s_lane, g_re, mask=live)
+        tl.store(grad_a + s_lane + s_p, g_im, mask=live)
+
+
+# Strides over time and the direction are constants of the program, so that a row's address is an immediate: kept in
+# registers they cost as many as the data. M is not specialised and lanes are the first axis of a tile, so a thread
+# gets all rows of one lane: a compiler that knows that neighbouring modes lie side by side (Triton 3.6) gives a
+# thread four of them and spreads the rows over threads, and the scan in a tile becomes an exchange between threads.
+@triton.jit(do_not_specialize=["M"])
+def _walk(
+    a, drive, x0, x, final, product, before, grad_a,
+    lanes, M, n, segment, group,
+    a_r, a_t: tl.constexpr, a_p, a_m,
+    d_r, d_t: tl.constexpr, d_d, d_p, d_m,
+    x0_r, x0_d, x0_s, x0_p,
+    s_r, s_d, s_s, s_p,
+    x_r, x_t: tl.constexpr, x_d, x_p,
+    PER_STEP: tl.constexpr, EXCLUSIVE: tl.constexpr, ADJOINT: tl.constexpr, HAS_X0: tl.constexpr,
+    STORE: tl.constexpr, SUMMARY: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """_walk_one_way in the direction of this program."""
+    if tl.program_id(1) != ADJOINT:
+        _walk_one_way(
+            a, drive, x0, x, final, product, before, grad_a, lanes, M, n, segment, group, a_r, a_t, a_p, a_m, d_r, d_t, d_d, d_p, d_m,
+            x0_r, x0_d, x0_s, x0_p, s_r, s_d, s_s, s_p, x_r, x_t, x_d, x_p,
+            PER_STEP, EXCLUSIVE, ADJOINT, HAS_X0, STORE, SUMMARY, ROWS, LANES, WIDE,
+            MIRRORED=True,
+        )  # fmt: skip
+    else:
+        _walk_one_way(
+            a, drive, x0, x, final, product, before, grad_a, lanes, M, n, segment, group, a_r, a_t, a_p, a_m, d_r, d_t, d_d, d_p, d_m,
+            x0_r, x0_d, x0_s, x0_p, s_r, s_d, s_s, s_p, x_r, x_t, x_d, x_p,
+            PER_STEP, EXCLUSIVE, ADJOINT, HAS_X0, STORE, SUMMARY, ROWS, LANES, WIDE,
+            MIRRORED=False,
+        )  # fmt: skip
 
 
 def walk(

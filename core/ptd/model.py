@@ -163,6 +163,7 @@ class SequenceModel:
         layer_noise: Sequence[Array] | None = None,
         activations: str | None = None,
         run: Callable[..., Array] = lambda layer, params, u, **call: layer.apply(params, u, **call),
+        run_block: Callable[..., tuple] = lambda model, i, leaves, x, **call: model.block(i, leaves, x, **call),
     ) -> Any:
         """Outputs of the model on whole sequences.
 
@@ -176,6 +177,7 @@ class SequenceModel:
             activations: a narrower dtype, by name, for all between encoder and pooling ("bfloat16"); parameters,
                 states, statistics and outputs keep theirs. Needs a backend whose kernels accept it.
             run: runs one layer; a backend passes its own.
+            run_block: runs one block, as block does.
 
         Returns:
             (..., d_output), or (..., L, d_output) without pooling; when training, that and a dict of the updated
@@ -193,17 +195,38 @@ class SequenceModel:
         if activations is not None:
             x = namespace(x).astype(x, getattr(namespace(x), activations))
         for i in range(self.n_layers):
-            block = _Scope(params, f"blocks.{i}.")
-            z = self._norm(block, x, lengths, training, statistics) if self.prenorm else x
-            if layer_noise is not None:
-                z = z + layer_noise[i]
-            z = run(self.layer, block.leaves("layer."), z, lengths=lengths)
-            z = self._mix(block, z, training)
-            x = x + z if self.residual else z
-            x = x if self.prenorm else self._norm(block, x, lengths, training, statistics)
+            leaves = _Scope(params, f"blocks.{i}.").leaves("")
+            noise = None if layer_noise is None else layer_noise[i]
+            x, updated = run_block(self, i, leaves, x, lengths=lengths, training=training, noise=noise, run=run)
+            statistics |= {f"blocks.{i}.{name}": value for name, value in updated.items()}
         pooled = self._pool(astype(x, params["decoder.weight"]), lengths)
         y = _linear(_Scope(params, ""), "decoder", self._join(params, pooled))
         return (y, statistics) if training is not None else y
+
+    def block(
+        self,
+        i: int,
+        leaves: Parameters,
+        x: Array,
+        *,
+        lengths: Array | None,
+        training: Training | None,
+        noise: Array | None,
+        run: Callable[..., Array],
+    ) -> tuple[Array, dict[str, Array]]:
+        """Block i on x (..., L, H), its leaves named within the block: its output and updated statistics.
+
+        All blocks are one function of their leaves, which a compiler need see only once.
+        """
+        block = _Scope(leaves, "")
+        statistics: dict[str, Array] = {}
+        z = self._norm(block, x, lengths, training, statistics) if self.prenorm else x
+        if noise is not None:
+            z = z + noise
+        z = run(self.layer, block.leaves("layer."), z, lengths=lengths)
+        z = self._mix(block, z, training)
+        x = x + z if self.residual else z
+        return x if self.prenorm else self._norm(block, x, lengths, training, statistics), statistics
 
     def step(self, params: Parameters, u_k: Array, states: Sequence[Array]) -> tuple[Array, list[Array]]:
         """One sample through every block: the output at k and the states after it.

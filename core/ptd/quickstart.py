@@ -10,7 +10,6 @@ than the paper's: two blocks for four, 48 features for 128, 64 pixels for 1024; 
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from . import _gain_figure, checks, modes, parameters, registry
+from .analyze import gain
 from .contract import Learner
+from .extras import require
 from .layers import S4D
 from .model import SequenceModel
 from .optimization import Optimizer
@@ -43,6 +44,9 @@ STEPS = (1e-3, 1e-1)
 AMPLITUDE = 0.7
 
 BATCH = 48
+
+#: Who needs scikit-learn, matplotlib and rich, and what brings them.
+EXTRA = ("quickstart", "quickstart,jax")
 
 
 class Digits(NamedTuple):
@@ -125,8 +129,8 @@ def quickstart(
         ValueError: a size or the amplitude is out of its domain.
     """
     _check(epochs, d_state, amplitude)
-    console = _require("rich.console").Console()
-    _require("matplotlib")
+    console = require("rich.console", *EXTRA).Console()
+    require("matplotlib", *EXTRA)
     digits, w_0, out = load_digits(seed), last_spike(d_state), Path(out)
     backend = registry.backend(backend_name)
     model = classifier(width, depth, d_state)
@@ -148,8 +152,8 @@ def quickstart(
         noise = layer_noise(leaves, model, digits.test.shape[:2], w_0, amplitude, seed)
         scores[name] = score(learner, model, digits, noise, seconds, out / f"{name.lower()}.safetensors")
     result = Result(scores, w_0, amplitude, out / "gain.png", out / "gain.csv")
-    w = _gain_figure.frequencies(d_state)
-    curves = _gain_figure.gains(d_state, MODELS, w)
+    w = gain.frequencies(d_state)
+    curves = gain.gains(d_state, MODELS, w)
     _gain_figure.save_table(result.table, w, curves)
     _gain_figure.save_figure(result.figure, w, curves, w_0, d_state)
     _print(console, result)
@@ -165,8 +169,8 @@ def load_digits(seed: int) -> Digits:
     >>> load_digits(0).test.shape
     (360, 64, 1)
     """
-    images, labels = _require("sklearn.datasets").load_digits(return_X_y=True)
-    split = _require("sklearn.model_selection").train_test_split
+    images, labels = require("sklearn.datasets", *EXTRA).load_digits(return_X_y=True)
+    split = require("sklearn.model_selection", *EXTRA).train_test_split
     train, test, train_labels, test_labels = split(
         images[..., None], labels.astype(np.int32), test_size=0.2, stratify=labels, random_state=seed
     )
@@ -301,20 +305,10 @@ def _check(epochs: int, d_state: int, amplitude: float) -> None:
         raise checks.fail("amplitude", "a finite number >= 0", amplitude)
 
 
-def _require(module: str) -> Any:
-    """A module of the quickstart's extra."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f'quickstart: needs {module.partition(".")[0]} ({error}); pip install "ptd[quickstart,jax]"'
-        ) from error
-
-
 @contextmanager
 def _progress(console: Any, name: str, epochs: int) -> Iterator[Callable[[int, float], None]]:
     """A bar over epochs with the loss, and the function that moves it."""
-    rich = _require("rich.progress")
+    rich = require("rich.progress", *EXTRA)
     columns = ("{task.description}", rich.BarColumn(), "{task.fields[status]}", rich.TimeElapsedColumn())
     with rich.Progress(*columns, console=console) as bar:
         task = bar.add_task(f"{name:7}", total=epochs, status="compiling")
@@ -322,7 +316,7 @@ def _progress(console: Any, name: str, epochs: int) -> Iterator[Callable[[int, f
 
 
 def _print(console: Any, result: Result) -> None:
-    table = _require("rich.table").Table("model", "clean accuracy", "noisy accuracy", "seconds")
+    table = require("rich.table", *EXTRA).Table("model", "clean accuracy", "noisy accuracy", "seconds")
     table.add_column("checkpoint", overflow="fold")
     for name, s in result.scores.items():
         table.add_row(name, f"{s.clean:.1%}", f"{s.noisy:.1%}", f"{s.seconds:.0f}", str(s.checkpoint))
