@@ -8,21 +8,28 @@ nox.options.sessions = ["tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 #: What each backend's framework is installed as. A backend is a folder under backends/.
-FRAMEWORKS = {"numpy": [], "jax": ["jax"]}
+FRAMEWORKS = {"numpy": [], "jax": ["jax"], "mlx": ["mlx"], "torch": ["torch"]}
 RESULTS = Path("conformance/results")
+
+
+def install(session: nox.Session, *extras: str) -> None:
+    """The project with extras; torch by its version, since a range takes the newest CUDA build of several GB."""
+    pinned = ["torch==2.13.0"] if "torch" in extras else []
+    session.install("-e", f".[{','.join(extras)}]", *pinned)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Core against mathematics, and the conformance suite against broken backends."""
-    session.install("-e", ".[test,quickstart,jax,examples]")
+    install(session, "test", "quickstart", "lra", "examples", "jax", "torch", "mlx")
     session.run("python", "-m", "pytest", *session.posargs)
 
 
 @nox.session
 def quickstart(session: nox.Session) -> None:
-    """Train on real digits, test under Fourier-mode noise, draw the transfer functions."""
-    session.install("-e", ".[quickstart,jax]")
+    """Train on real digits, test under Fourier-mode noise, draw the transfer functions; -- --backend NAME."""
+    names = dict(zip(session.posargs, session.posargs[1:], strict=False))
+    install(session, "quickstart", *FRAMEWORKS.get(names.get("--backend", "jax"), []))
     session.run("ptd", "quickstart", *session.posargs)
 
 
@@ -31,8 +38,7 @@ def conformance(backend: str) -> None:
 
     @nox.session(name=f"conformance-{backend}")
     def run(session: nox.Session) -> None:
-        extras = ",".join(["test", *FRAMEWORKS[backend]])
-        session.install("-e", f".[{extras}]")
+        install(session, "test", *FRAMEWORKS[backend])
         record = Path(session.create_tmp()) / f"{backend}-cpu.json"
         arguments = session.posargs or ["--json", str(record)]
         # Two threads: nearly all of a compiling backend's time goes into its compiler, which runs beside Python.
@@ -41,6 +47,16 @@ def conformance(backend: str) -> None:
 
 for name in FRAMEWORKS:
     conformance(name)
+
+
+@nox.session(name="triton-interpreter")
+def triton_interpreter(session: nox.Session) -> None:
+    """The Triton kernels of the torch backend on a CPU, through Triton's interpreter, against the reference."""
+    install(session, "test", "torch")
+    session.install("triton>=3.4")
+    clauses = [part for clause in ("K1", "K2", "K6", "L15", "G5", "G7") for part in ("--only", clause)]
+    environment = {"TRITON_INTERPRET": "1"}
+    session.run("ptd", "conformance", "--backend", "torch", *clauses, *session.posargs, env=environment)
 
 
 @nox.session

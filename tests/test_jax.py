@@ -82,3 +82,32 @@ def test_model_module_nests_its_leaves_by_name():
     assert module.leaves().keys() == leaves.keys()
     assert isinstance(module.blocks[1].layer.Lambda_re, nnx.Param)
     assert isinstance(module.blocks[1].norm.mean, nnx.BatchStat)
+
+
+def test_host_arrays_a_learner_was_given_or_gave_are_not_touched_by_training():
+    """The compiled loop reuses the memory of its state; none of it may be the caller's."""
+    model = ptd.SequenceModel(ptd.S5(4, 4), 1, 2, 3)
+    leaves = {n: v.astype(np.float32) for n, v in model.initialize(np.random.default_rng(0), init="legs").items()}
+    given = {name: value.copy() for name, value in leaves.items()}
+    learner = be.learner(model, leaves, ptd.Optimizer(lr=1e-2, total_steps=9), seed=0)
+    placed = learner.place(np.ones((4, 5, 2), np.float32), np.arange(4) % 3)
+    learner.train(placed, np.zeros((2, 2), int))
+    gave = learner.snapshot()
+    kept = {name: value.copy() for name, value in gave.items()}
+    learner.train(placed, np.zeros((2, 2), int))
+    assert all(np.array_equal(leaves[name], given[name]) for name in given)
+    assert all(np.array_equal(gave[name], kept[name]) for name in kept)
+
+
+def test_foreign_snapshot_is_refused():
+    model = ptd.SequenceModel(ptd.S5(4, 4), 1, 2, 3)
+    learner = be.learner(model, model.initialize(np.random.default_rng(0)), ptd.Optimizer(lr=1e-2, total_steps=9), 0)
+    with pytest.raises(ValueError, match=r"^params: expected the leaves of this learner, got none named "):
+        learner.restore({"leaves.x": np.zeros(1)})
+
+
+def test_set_with_a_row_too_few_is_refused():
+    model = ptd.SequenceModel(ptd.S5(4, 4), 1, 2, 3)
+    learner = be.learner(model, model.initialize(np.random.default_rng(0)), ptd.Optimizer(lr=1e-2, total_steps=9), 0)
+    with pytest.raises(ValueError, match=r"^targets: expected 4 rows, one per input, got 3"):
+        learner.place(np.ones((4, 5, 2), np.float32), np.zeros(3, int))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from ptd import S5, SequenceModel
+from ptd import S5, Input, Optimizer, SequenceModel, load, save
 from ptd.model import Training
 
 H, D_INPUT, D_OUTPUT, L = 4, 3, 2, 6
@@ -241,3 +241,90 @@ def test_weights_have_variance_one_over_fan_in():
     leaves = SequenceModel(S5(64, 2), 1, 200, 2).initialize(np.random.default_rng(0), init="legs")
     weight = leaves["encoder.weight"]
     assert (weight**2).mean() == pytest.approx(1 / 200, rel=5 * math.sqrt(2 / weight.size))
+
+
+# --- stored integers and pairs
+
+
+def test_integers_become_input_by_scale_and_shift():
+    model = build(input=Input((0.5, 1.0, 2.0), (1.0,)))
+    u = np.random.default_rng(3).integers(0, 256, (3, L, D_INPUT), np.uint8)
+    params = parameters(model)
+    expected = model.apply(params, u * np.array([0.5, 1.0, 2.0]) + 1.0)
+    assert_allclose(model.apply(params, u), expected, rtol=0, atol=1e-12)
+
+
+def test_single_feature_needs_no_axis_of_its_own():
+    model = build(d_input=1, input=Input((2.0,), (0.5,)), pooling="none")
+    params, u = parameters(model), np.random.default_rng(3).integers(0, 256, (3, L), np.uint8)
+    expected = model.apply(params, 2.0 * u[..., None] + 0.5)
+    assert_allclose(model.apply(params, u), expected, rtol=0, atol=1e-12)
+    assert_allclose(run_steps(model, params, u), expected, rtol=0, atol=1e-12)
+
+
+def test_small_integers_are_tokens_too():
+    model = build(encoder="embedding")
+    params, u = parameters(model), inputs(model)
+    assert np.array_equal(model.apply(params, u.astype(np.uint8)), model.apply(params, u))
+
+
+@pytest.mark.parametrize("lengths", [None, np.array([[6, 4], [1, 6], [3, 3]])], ids=["whole", "padded"])
+def test_pair_is_compared_by_features_of_both(lengths):
+    model = build(pair=True)
+    params, u = parameters(model), np.random.default_rng(4).standard_normal((3, 2, L, D_INPUT))
+    single = build(d_output=H)
+    alone = {name: value for name, value in params.items() if not name.startswith("pair")}
+    alone |= {"decoder.weight": np.eye(H), "decoder.bias": np.zeros(H)}
+    x1, x2 = (single.apply(alone, u[:, i], lengths=None if lengths is None else lengths[:, i]) for i in (0, 1))
+    features = np.concatenate([x1, x2, x1 - x2, x1 * x2], axis=-1)
+    expected = linear(params, "decoder", gelu(linear(params, "pair", features)))
+    assert_allclose(model.apply(params, u, lengths=lengths), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pair": True, "pooling": "none"}, "^pooling: expected 'mean' or 'last' for pairs, got 'none'"),
+        ({"input": Input((1.0, 2.0))}, "^input.scale: expected 1 number or d_input=3, one per input feature, got 2"),
+        ({"input": (1.0, 0.0)}, r"^input: expected an Input or None, got \(1.0, 0.0\)"),
+        ({"norm_momentum": 1.0}, r"^norm_momentum: expected a share in \[0, 1\), got 1.0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+def test_input_that_is_no_pair_is_refused():
+    model = build(pair=True)
+    with pytest.raises(
+        ValueError, match=r"^u: expected shape \(..., 2, L\) or \(..., 2, L, d_input\): pairs, got \(3, 6, 3\)"
+    ):
+        model.apply(parameters(model), np.zeros((3, L, D_INPUT)))
+
+
+@pytest.mark.parametrize("value", [1.0, "ab", (np.inf,)])
+def test_scale_is_a_tuple_of_finite_numbers(value):
+    with pytest.raises(ValueError, match=r"^scale: expected "):
+        Input(value)
+
+
+def test_input_survives_a_file(tmp_path):
+    model = build(input=Input((0.5,), (1.0,)), pair=True, norm_momentum=0.8)
+    save(tmp_path / "model.safetensors", model, parameters(model))
+    assert load(tmp_path / "model.safetensors")[0] == model
+
+
+# --- the optimiser
+
+
+def test_C_has_a_rate_of_its_own_where_one_is_given():
+    rule = Optimizer(lr=1e-2, total_steps=10, weight_decay=0.05, C_lr=4e-3)
+    rates = {name: rule.group(f"blocks.0.layer.{name}").lr for name in ("C_re", "C_reverse_im", "D", "B_re")}
+    assert rates == {"C_re": 4e-3, "C_reverse_im": 4e-3, "D": 1e-2, "B_re": 1e-3}
+    assert rule.group("C_re").weight_decay == 0.05
+
+
+def test_rate_of_C_is_positive():
+    with pytest.raises(ValueError, match=r"^C_lr: expected finite values > 0"):
+        Optimizer(lr=1e-2, total_steps=10, C_lr=0.0)

@@ -71,6 +71,46 @@ def test_wrong_gradient_is_caught_by_the_clause_that_names_it(mutant: str, hones
     assert runner.run(trial, Bench(WrongGradients(factors), "float32")).outcome is Outcome.FAIL
 
 
+class WrongLearner:
+    """The jax backend with one method of its learners spoiled."""
+
+    def __init__(self, method: str, spoiled: object):
+        self.method, self.spoiled, self.honest = method, spoiled, ptd.backend("jax")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.honest, name)
+
+    def learner(self, *arguments: object, **named: object) -> object:
+        learner = self.honest.learner(*arguments, **named)
+        honest = getattr(learner, self.method)
+        setattr(learner, self.method, lambda *call: self.spoiled(honest, *call))
+        return learner
+
+
+LEARNER_MUTANTS = {
+    "batches-in-another-order": ("train", lambda honest, placed, order: honest(placed, order[::-1]), "T4"),
+    "losses-after-the-step": ("train", lambda honest, placed, order: honest(placed, order) * 0.98, "T4"),
+    "first-rows-evaluated": (
+        "evaluate",
+        lambda honest, placed, rows, batch: honest(placed, np.arange(len(rows)), batch),
+        "T5",
+    ),
+    "optimiser-state-forgotten": (
+        "snapshot",
+        lambda honest: {k: np.zeros_like(v) if ".mu." in k else v for k, v in honest().items()},
+        "T6",
+    ),
+}
+
+
+@pytest.mark.parametrize("mutant", LEARNER_MUTANTS)
+def test_wrong_learner_is_caught_by_the_clause_that_names_it(mutant: str, honest_gradients: Bench) -> None:
+    method, spoiled, clause = LEARNER_MUTANTS[mutant]
+    trial = Trial(CLAUSES[clause], "dss-tokens", "float32")
+    assert runner.run(trial, honest_gradients).outcome is Outcome.PASS
+    assert runner.run(trial, Bench(WrongLearner(method, spoiled), "float32")).outcome is Outcome.FAIL
+
+
 def test_unexpected_pass_of_an_unsupported_feature_fails() -> None:
     backend = changed(unsupported=MappingProxyType({"modules": "said to be missing"}))
     found = result(backend, "P1", "s5-zoh", "float64")

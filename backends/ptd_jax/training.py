@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +46,53 @@ class Placed(NamedTuple):
         return Placed(*(None if part is None else part[index] for part in self))
 
 
+class Programs(NamedTuple):
+    """The compiled functions of a model and optimiser; learners of the same two share them."""
+
+    transform: optax.GradientTransformation
+    step: Callable[..., tuple[State, Array]]
+    run: Callable[..., tuple[State, Array]]
+    outputs: Callable[..., Array]
+    rows: Callable[..., Array]
+
+
+@functools.lru_cache(maxsize=16)
+def _programs(backend: Backend, model: SequenceModel, optimizer: Optimizer, activations: str | None) -> Programs:
+    transform = optimizer_groups(optimizer)
+
+    def loss(trained: dict, statistics: dict, batch: Placed, key: Array) -> Any:
+        training = Training(_dropout(key))
+        call = {"lengths": batch.lengths, "training": training, "activations": activations}
+        y, updated = backend.apply_model(model, trained | statistics, batch.inputs, **call)
+        return _loss(y, batch.targets), updated
+
+    def step(state: State, key: Array, batch: Placed) -> tuple[State, Array]:
+        trained = _trained(state.leaves)
+        statistics = {name: value for name, value in state.leaves.items() if is_statistic(name)}
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        (value, updated), g = gradient(trained, statistics, batch, jax.random.fold_in(key, state.steps))
+        changes, optimizer_state = transform.update(g, state.optimizer, trained)
+        leaves = optax.apply_updates(trained, changes) | statistics | updated
+        return State(leaves, optimizer_state, state.steps + 1), value
+
+    def run(state: State, key: Array, placed: Placed, order: Array, count: Array) -> tuple[State, Array]:
+        def body(k: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
+            state, value = step(carry[0], key, placed.rows(order[k]))
+            return state, carry[1].at[k].set(value)
+
+        return lax.fori_loop(0, count, body, (state, jnp.zeros(len(order))))
+
+    def outputs(leaves: dict, inputs: Array, lengths: Any, layer_noise: Any) -> Array:
+        call = {"lengths": lengths, "layer_noise": layer_noise, "activations": activations}
+        return backend.apply_model(model, leaves, inputs, **call)
+
+    def rows(leaves: dict, placed: Placed, index: Array) -> Array:
+        batch = placed.rows(index)
+        return outputs(leaves, batch.inputs, batch.lengths, None)
+
+    return Programs(transform, jax.jit(step), jax.jit(run, donate_argnums=0), jax.jit(outputs), jax.jit(rows))
+
+
 class JaxLearner:
     """The contract's Learner; loss and outputs stay on the device until they are looked at."""
 
@@ -57,60 +105,22 @@ class JaxLearner:
         seed: int,
         activations: str | None = None,
     ):
+        # copies: the compiled loop reuses the memory of the state it is given
         leaves = {name: jnp.array(value, "float32") for name, value in params.items()}
-        transform = optimizer_groups(optimizer)
-        self._state = State(leaves, transform.init(_trained(leaves)), jnp.zeros((), jnp.int32))
-        key = jax.random.key(seed)
-
-        def loss(trained: dict, statistics: dict, batch: Placed, steps: Array) -> Any:
-            training = Training(_dropout(jax.random.fold_in(key, steps)))
-            y, updated = backend.apply_model(
-                model,
-                trained | statistics,
-                batch.inputs,
-                lengths=batch.lengths,
-                training=training,
-                activations=activations,
-            )
-            return _loss(y, batch.targets), updated
-
-        def step(state: State, batch: Placed) -> tuple[State, Array]:
-            trained = _trained(state.leaves)
-            statistics = {name: value for name, value in state.leaves.items() if is_statistic(name)}
-            gradient = jax.value_and_grad(loss, has_aux=True)
-            (value, updated), g = gradient(trained, statistics, batch, state.steps)
-            changes, optimizer_state = transform.update(g, state.optimizer, trained)
-            leaves = optax.apply_updates(trained, changes) | statistics | updated
-            return State(leaves, optimizer_state, state.steps + 1), value
-
-        def run(state: State, placed: Placed, order: Array, count: Array) -> tuple[State, Array]:
-            def body(k: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
-                state, value = step(carry[0], placed.rows(order[k]))
-                return state, carry[1].at[k].set(value)
-
-            return lax.fori_loop(0, count, body, (state, jnp.zeros(len(order))))
-
-        def outputs(leaves: dict, inputs: Array, lengths: Any, layer_noise: Any) -> Array:
-            call = {"lengths": lengths, "layer_noise": layer_noise, "activations": activations}
-            return backend.apply_model(model, leaves, inputs, **call)
-
-        def rows(leaves: dict, placed: Placed, index: Array) -> Array:
-            batch = placed.rows(index)
-            return outputs(leaves, batch.inputs, batch.lengths, None)
-
-        self._step, self._outputs, self._rows = jax.jit(step), jax.jit(outputs), jax.jit(rows)
-        self._run = jax.jit(run, donate_argnums=0)
+        self._programs = _programs(backend, model, optimizer, activations)
+        self._state = State(leaves, self._programs.transform.init(_trained(leaves)), jnp.zeros((), jnp.int32))
+        self._key = jax.random.key(seed)
 
     def step(self, inputs: Array, targets: Array, lengths: Array | None = None) -> Array:
         """One optimiser step; the loss before it, as a 0-d array."""
-        self._state, value = self._step(self._state, Placed(inputs, targets, lengths))
+        self._state, value = self._programs.step(self._state, self._key, Placed(inputs, targets, lengths))
         return value
 
     def outputs(
         self, inputs: Array, lengths: Array | None = None, layer_noise: list[Array] | None = None
     ) -> NDArray[np.float32]:
         """The model's outputs in evaluation mode."""
-        return np.asarray(self._outputs(self._state.leaves, inputs, lengths, layer_noise))
+        return np.asarray(self._programs.outputs(self._state.leaves, inputs, lengths, layer_noise))
 
     def parameters(self) -> dict[str, NDArray]:
         """The current leaves, on the host."""
@@ -124,16 +134,15 @@ class JaxLearner:
         for start in range(0, len(order), CHUNK):
             chunk = np.asarray(order[start : start + CHUNK], np.int32)
             filled = np.concatenate([chunk, np.zeros((CHUNK - len(chunk), *chunk.shape[1:]), np.int32)])
-            self._state, values = self._run(self._state, placed, filled, np.int32(len(chunk)))
+            self._state, values = self._programs.run(self._state, self._key, placed, filled, np.int32(len(chunk)))
             losses.append(values[: len(chunk)])
         return np.concatenate([np.asarray(part) for part in losses]) if losses else np.zeros(0, np.float32)
 
     def evaluate(self, placed: Placed, indices: NDArray[np.integer], batch: int) -> NDArray[np.float32]:
-        parts = [self._rows(self._state.leaves, placed, index) for index in batches(indices, batch)]
+        parts = [self._programs.rows(self._state.leaves, placed, index) for index in batches(indices, batch)]
         return np.concatenate([np.asarray(part) for part in parts])[: len(indices)]
 
     def snapshot(self) -> dict[str, NDArray]:
-        # copies: the compiled loop reuses the memory of the state it is given
         return {name: np.array(value) for name, value in _named(self._state).items()}
 
     def restore(self, snapshot: Mapping[str, NDArray]) -> None:

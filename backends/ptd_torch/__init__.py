@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import array_api_compat
@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ptd import arrays
-from ptd.kernels import Kernels
+from ptd import arrays, checks
 from ptd.layers import Layer
 from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
@@ -57,12 +56,20 @@ class TorchBackend(PortableBackend):
         """What runs the recurrence here: "triton", "triton interpreter" or "torch"."""
         return kernel_path(self.torch_device)
 
+    @contextlib.contextmanager
+    def fast_products(self) -> Iterator[None]:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
     def asarray(self, host: Any, dtype: str | None = None) -> Tensor:
         found = host if isinstance(host, Tensor) else torch.from_numpy(np.array(host))
         if dtype is not None:
-            arrays_dtype = {"float32": torch.float32, "float64": torch.float64}
-            super().precision(dtype)
-            found = found.to(arrays_dtype[dtype])
+            checks.choice("dtype", dtype, self.dtypes)
+            found = found.to(getattr(torch, dtype))
         return found.to(self.torch_device)
 
     def to_numpy(self, array: Tensor) -> NDArray:

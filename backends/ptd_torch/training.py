@@ -84,7 +84,7 @@ class TorchLearner:
 
     def parameters(self) -> dict[str, NDArray]:
         """The current leaves, on the host."""
-        return {name: np.array(value.detach().cpu()) for name, value in self._leaves.items()}
+        return {name: value.detach().cpu().numpy().copy() for name, value in self._leaves.items()}
 
     def place(self, inputs: Any, targets: Any, lengths: Any = None) -> Placed:
         """See ptd.contract.Learner."""
@@ -110,7 +110,7 @@ class TorchLearner:
 
     def snapshot(self) -> dict[str, NDArray]:
         """See ptd.contract.Learner."""
-        return {name: np.array(value.detach().cpu()) for name, value in self._state().items()}
+        return {name: value.detach().cpu().numpy().copy() for name, value in self._state().items()}
 
     def restore(self, snapshot: Mapping[str, NDArray]) -> None:
         """See ptd.contract.Learner."""
@@ -126,6 +126,7 @@ class TorchLearner:
         loss, statistics = self._loss_of(batch.inputs, batch.targets, batch.lengths)
         trained = self._trained()
         found = torch.autograd.grad(loss, list(trained.values()))
+        # The fused update reads memory in order, whatever the strides say: B's gradient comes transposed.
         grads = {name: grad.contiguous() for name, grad in zip(trained, found, strict=True)}
         with torch.no_grad():
             for name, value in statistics.items():

@@ -186,15 +186,15 @@ def _walk(
     """_walk_one_way in the direction of this program."""
     if tl.program_id(1) != ADJOINT:
         _walk_one_way(
-            a, drive, x0, x, final, product, before, grad_a, lanes, M, n, segment, group, a_r, a_t, a_p, a_m, d_r, d_t, d_d, d_p, d_m,
-            x0_r, x0_d, x0_s, x0_p, s_r, s_d, s_s, s_p, x_r, x_t, x_d, x_p,
+            a, drive, x0, x, final, product, before, grad_a, lanes, M, n, segment, group,
+            a_r, a_t, a_p, a_m, d_r, d_t, d_d, d_p, d_m, x0_r, x0_d, x0_s, x0_p, s_r, s_d, s_s, s_p, x_r, x_t, x_d, x_p,
             PER_STEP, EXCLUSIVE, ADJOINT, HAS_X0, STORE, SUMMARY, ROWS, LANES, WIDE,
             MIRRORED=True,
         )  # fmt: skip
     else:
         _walk_one_way(
-            a, drive, x0, x, final, product, before, grad_a, lanes, M, n, segment, group, a_r, a_t, a_p, a_m, d_r, d_t, d_d, d_p, d_m,
-            x0_r, x0_d, x0_s, x0_p, s_r, s_d, s_s, s_p, x_r, x_t, x_d, x_p,
+            a, drive, x0, x, final, product, before, grad_a, lanes, M, n, segment, group,
+            a_r, a_t, a_p, a_m, d_r, d_t, d_d, d_p, d_m, x0_r, x0_d, x0_s, x0_p, s_r, s_d, s_s, s_p, x_r, x_t, x_d, x_p,
             PER_STEP, EXCLUSIVE, ADJOINT, HAS_X0, STORE, SUMMARY, ROWS, LANES, WIDE,
             MIRRORED=False,
         )  # fmt: skip

@@ -12,13 +12,20 @@ import typer
 
 
 def conformance(
-    backend: Annotated[str, typer.Option(help="a registered backend, or module:object")],
+    backend: Annotated[str | None, typer.Option(help="a registered backend, or module:object")] = None,
     only: Annotated[list[str] | None, typer.Option(help="clause ids to run, for example L1; all by default")] = None,
     json: Annotated[Path | None, typer.Option(help="write the record of the run to this file")] = None,
     note: Annotated[str, typer.Option(help="what was special about the run, for the report")] = "",
     jobs: Annotated[int, typer.Option(help="threads; pays where a compiler that releases the lock dominates")] = 1,
+    lra: Annotated[bool, typer.Option(help="check the recorded Long Range Arena accuracies instead")] = False,
+    results: Annotated[Path, typer.Option(help="the records that --lra checks")] = Path("conformance/results/lra"),
 ) -> None:
-    """Hold a backend to the reference; exit status 1 if any clause fails."""
+    """Hold a backend to the reference, or recorded accuracies to the published ones; exit status 1 on a failure."""
+    if lra:
+        sys.exit(_check_accuracies(results))
+    if backend is None:
+        raise ValueError("backend: expected a backend, got none; pass --backend NAME, or --lra for recorded accuracies")
+
     from rich.console import Console
     from rich.progress import Progress
 
@@ -57,6 +64,27 @@ def conformance(
     sys.exit(any(result.outcome is Outcome.FAIL for result in results))
 
 
+def _check_accuracies(folder: Path) -> int:
+    """Print the standings of recorded runs; 1 if any misses its target or diverged."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .lra import results as recorded
+    from .lra import standings as accuracies
+
+    if not folder.is_dir():
+        raise ValueError(f"results: expected a folder of records, got {folder}; pass --results FOLDER")
+    found, console = accuracies.standings(recorded.read_all(folder)), Console()
+    table = Table(*accuracies.COLUMNS, title="Long Range Arena")
+    for row in accuracies.rows(found):
+        table.add_row(*row)
+    console.print(table)
+    bad = [s for s in found if s.outcome in ("missed", "diverged")]
+    for s in bad:
+        console.print(f"[red]FAIL[/] {s.task} {s.recipe} on {s.backend}: {s.outcome}")
+    return int(bool(bad))
+
+
 def report(
     results: Annotated[list[Path], typer.Argument(help="records, or folders of records, to merge")],
     html: Annotated[Path, typer.Option(help="the page to write")] = Path("report/index.html"),
@@ -69,12 +97,15 @@ def report(
 
     from . import record
     from . import report as pages
+    from .lra import standings
 
     files = sorted(file for path in results for file in (path.glob("*.json") if path.is_dir() else [path]))
     if not files:
         raise ValueError(f"results: expected records, got none in {', '.join(map(str, results))}; run ptd conformance")
     records = [record.read(file) for file in files]
-    replace_file(html, pages.page(records).encode())
+    folders = [path / "lra" for path in results if (path / "lra").is_dir()]
+    accuracies = [table for folder in folders for table in standings.section(folder)]
+    replace_file(html, pages.page(records, lra=accuracies).encode())
     if readme:
         replace_file(readme, pages.with_support_table(readme.read_text(), records).encode())
     console = Console()

@@ -108,8 +108,8 @@ def versions(record: Record) -> str:
     return ", ".join(f"{package} {version}" for package, version in record["versions"].items())
 
 
-def page(records: list[Record]) -> str:
-    """The report as one self-contained HTML page."""
+def page(records: list[Record], **sections: list[dict[str, Any]]) -> str:
+    """The report as one self-contained HTML page; sections holds tables, by the names in SECTIONS, besides records'."""
     from jinja2 import Environment, select_autoescape
 
     source = (files(__package__) / "templates" / "report.html").read_text()
@@ -117,13 +117,17 @@ def page(records: list[Record]) -> str:
     return environment.from_string(source).render(
         records=records,
         families=list(families()),
-        sections=[(title, [table for r in records for table in r.get(key, ())]) for key, title in SECTIONS.items()],
+        sections=[(title, _tables(records, key, sections)) for key, title in SECTIONS.items()],
         cell=cell,
         name=name,
         summary=summary,
         versions=versions,
         Outcome=Outcome,
     )
+
+
+def _tables(records: list[Record], key: str, sections: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [table for r in records for table in r.get(key, ())] + sections.get(key, [])
 
 
 def support_table(records: Iterable[Record]) -> str:

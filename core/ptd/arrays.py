@@ -22,6 +22,7 @@ __all__ = [
     "from_planes",
     "imag",
     "imaginary",
+    "linear",
     "matmul",
     "namespace",
     "real",
@@ -108,6 +109,12 @@ def scale(z: Array, r: Array) -> Array:
 def matmul(x: Array, y: Array) -> Array:
     """The matrix product of two complex arrays."""
     return x.matmul(y) if isinstance(x, Pair) else x @ y
+
+
+def linear(x: Array, weight: Array) -> Array:
+    """x (..., n) times the transpose of weight (m, n), both real: (..., m). A namespace may have a faster one."""
+    own = getattr(namespace(x), "linear", None)
+    return x @ weight.T if own is None else own(x, weight)
 
 
 def _device(x: Array) -> Any:

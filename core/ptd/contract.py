@@ -115,6 +115,12 @@ class Backend(Protocol):
     def precision(self, dtype: str) -> AbstractContextManager:
         """A context in which arrays of dtype keep their precision; for most frameworks it does nothing."""
 
+    def fast_products(self) -> AbstractContextManager:
+        """A context in which matrix products may round their factors to fewer bits where the device is faster for it.
+
+        On NVIDIA GPUs TF32, as the published models were trained. It does nothing where there is no such choice.
+        """
+
     def asarray(self, host: Any, dtype: str | None = None) -> Array:
         """A framework array on its device; dtype is one of dtypes, or None to keep integers and flags."""
 

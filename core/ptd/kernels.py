@@ -32,6 +32,9 @@ class Kernels:
     chunk_length: Callable[[Any, int], int] = chunks.chunk_length
     #: Further dtypes of u, by name, that may come with wider parameters: products run in them, recurrences do not.
     activations: frozenset[str] = frozenset()
+    #: The scan form of S4D and DSS without states in memory, if there is one: from u (..., L, H), Lambda_bar, B_bar and
+    #: C (H, P), a state (..., H, P) or None and resets (..., L) or None, to y = Re(C x) and the final state.
+    fused: Callable[..., tuple[Array, Array]] | None = None
     #: The form that is fastest here, by the kind of a layer; layers not named run in their own default form.
     forms: Mapping[str, str] = field(default_factory=dict)
 

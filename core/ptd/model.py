@@ -17,7 +17,7 @@ import numpy as np
 from numpy.random import Generator
 
 from . import checks, sequences
-from .arrays import Array, arange, astype, namespace
+from .arrays import Array, arange, astype, linear, namespace
 from .initialization import Leaves, initialize
 from .inputs import Input
 from .layers import Layer
@@ -422,7 +422,7 @@ class _Scope:
 
 
 def _linear(scope: _Scope, name: str, x: Array) -> Array:
-    return x @ astype(scope[f"{name}.weight"], x).T + astype(scope[f"{name}.bias"], x)
+    return linear(x, astype(scope[f"{name}.weight"], x)) + astype(scope[f"{name}.bias"], x)
 
 
 def _moments(x: Array, lengths: Array | None) -> tuple[Array, Array]:

@@ -53,6 +53,9 @@ class PortableBackend:
         checks.choice("dtype", dtype, self.dtypes)
         return contextlib.nullcontext()
 
+    def fast_products(self) -> AbstractContextManager:
+        return contextlib.nullcontext()
+
     def asarray(self, host: Any, dtype: str | None = None) -> Array:
         if dtype is not None:
             checks.choice("dtype", dtype, self.dtypes)

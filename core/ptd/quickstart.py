@@ -227,6 +227,23 @@ def train(learner: Learner, digits: Digits, epochs: int, seed: int, report: Call
         report(epoch, float(np.mean([float(loss) for loss in losses])))
 
 
+def wave(step: NDArray[np.float64], L: int, frequency: float) -> NDArray[np.float32]:
+    """cos(frequency step_h l), a Fourier mode as each channel samples it (Yu et al. 2024 sec. 5.2).
+
+    Args:
+        step: (H,) step sizes of the channels, time per sample.
+        L: number of samples; l = 0 ... L-1.
+        frequency: in radians per unit of time.
+
+    Returns:
+        (L, H) float32.
+
+    >>> wave(np.array([0.25]), 3, 4 * np.pi).ravel().tolist()
+    [1.0, -1.0, 1.0]
+    """
+    return np.cos(frequency * np.asarray(step, np.float64) * np.arange(L)[:, None]).astype(np.float32)
+
+
 def fourier_mode(
     step: NDArray[np.float64], shape: tuple[int, ...], frequency: float, amplitude: float, rng: Generator
 ) -> NDArray[np.float32]:
@@ -248,7 +265,7 @@ def fourier_mode(
     """
     sequences, L = shape
     a = rng.uniform(size=(sequences, 1, len(step)))
-    return (amplitude * a * np.cos(frequency * step * np.arange(L)[:, None])).astype(np.float32)
+    return (amplitude * a * wave(step, L, frequency)).astype(np.float32)
 
 
 def layer_noise(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,10 @@ MODELS: dict[str, ptd.SequenceModel] = {
     "dss-tokens": ptd.SequenceModel(ptd.DSS(6, 4), 1, 9, 4, encoder="embedding", pooling="last", activation="gelu"),
     "s4-every-step": ptd.SequenceModel(ptd.S4(6, 4), 1, 3, 4, norm="none", pooling="none"),
 }
+#: Pairs of stored integers, as the Retrieval task's and pixels' are; it has the one clause of its own.
+PAIRS = ptd.SequenceModel(
+    ptd.S5(6, 4), 1, 2, 4, norm="batch", pair=True, input=ptd.Input((1 / 128, 1 / 64), (-1.0, 0.5)), norm_momentum=0.8
+)
 STEPPED = [name for name, model in MODELS.items() if model.pooling != "mean"]
 CLASSIFIERS = [name for name, model in MODELS.items() if model.pooling != "none"]
 L, BATCH = 10, 4
@@ -106,6 +111,20 @@ def model_steps_as_it_runs(bench: Bench, subject: str) -> Iterator[Measurement]:
     yield compare("last output", bench.host(y), expected if model.pooling == "last" else expected[:, -1], allowed)
 
 
+@clause("S5", ["s5-pairs"], every_dtype=True)
+def model_compares_pairs_of_stored_integers(bench: Bench, subject: str) -> Iterator[Measurement]:
+    """Integers become real input by the model's scale and shift; two sequences of a pair share the stack and a head."""
+    rng = np.random.default_rng(7)
+    params = {name: exact(value) for name, value in PAIRS.initialize(rng, init="legs").items()}
+    u, lengths = rng.integers(0, 256, (BATCH, 2, L, 2), np.uint8), np.array([[L, 1], [7, L], [4, 4], [L, L]])
+    wide, own = (
+        PAIRS.apply({name: value.astype(dtype) for name, value in params.items()}, u, lengths=lengths)
+        for dtype in (np.longdouble, bench.dtype)
+    )
+    y = bench.backend.apply_model(PAIRS, bench.arrays(params), bench.array(u), lengths=bench.array(lengths))
+    yield compare("output", bench.host(y), wide.astype(np.float64), 16 * float(np.max(np.abs(own - wide))) + 1e-30)
+
+
 def optimizer(**options: Any) -> ptd.Optimizer:
     """The optimiser of the training clauses."""
     return ptd.Optimizer(lr=1e-2, ssm_lr=1e-3, weight_decay=0.05, **{"total_steps": 100, **options})
@@ -151,3 +170,53 @@ def training_lowers_the_loss(bench: Bench, subject: str) -> Iterator[Measurement
 def _batch(subject: str) -> NDArray:
     u = inputs(subject)
     return u if u.dtype.kind == "i" else u.astype(np.float32)
+
+
+@clause("T4", CLASSIFIERS, needs="training")
+def whole_sets_train_as_single_steps_do(bench: Bench, subject: str) -> Iterator[Measurement]:
+    """Steps on a placed set give the losses of the same steps one by one, where nothing is drawn."""
+    model = dataclasses.replace(MODELS[subject], dropout=0.0)
+    data, order = _set(subject), np.array([[0, 1, 2], [3, 0, 1], [2, 3, 0], [1, 2, 3], [0, 3, 2]])
+    first, second = (bench.backend.learner(model, leaves(subject), optimizer(), seed=0) for _ in range(2))
+    losses = first.train(first.place(*data), order)
+    expected = np.array([float(second.step(*(part[rows] for part in data))) for rows in order])
+    # Later losses see the earlier steps; Adam makes a full step of a gradient that is all rounding, hence the width.
+    yield compare("losses", losses.astype(np.float64), expected, 1e-3 * np.abs(expected))
+    yield compare("first loss", losses[:1].astype(np.float64), expected[:1], 1e-5 * np.abs(expected[:1]))
+
+
+@clause("T5", CLASSIFIERS, needs="training")
+def whole_sets_are_evaluated_row_by_row(bench: Bench, subject: str) -> Iterator[Measurement]:
+    """Evaluation of rows of a placed set, in batches that do not divide them, gives the outputs of these rows."""
+    learner = bench.backend.learner(MODELS[subject], leaves(subject), optimizer(), seed=0)
+    inputs, targets, lengths = _set(subject)
+    rows = np.array([3, 1, 0])
+    found = learner.evaluate(learner.place(inputs, targets, lengths), rows, 2)
+    allowed = 2 * same_precision(subject, "float32", lengths=lengths)[1] + 1e-6
+    yield compare("outputs", found, learner.outputs(inputs[rows], lengths[rows]), allowed)
+
+
+@clause("T6", CLASSIFIERS, needs="training")
+def restored_learner_goes_on_bit_for_bit(bench: Bench, subject: str) -> Iterator[Measurement]:
+    """However a run is split, and across snapshot and restore, losses and state end bit for bit the same."""
+    order = np.random.default_rng(8).integers(0, BATCH, (7, 3))
+    whole, before, after = (
+        bench.backend.learner(MODELS[subject], leaves(subject), optimizer(), seed=5) for _ in range(3)
+    )
+    expected = whole.train(whole.place(*_set(subject)), order)
+    losses = [before.train(before.place(*_set(subject)), order[:3])]
+    after.restore(before.snapshot())
+    placed = after.place(*_set(subject))
+    losses += [after.train(placed, order[3:4]), after.train(placed, order[4:])]
+    yield holds("losses", np.array_equal(np.concatenate(losses), expected))
+    end, other = whole.snapshot(), after.snapshot()
+    yield holds("names", end.keys() == other.keys())
+    for name, value in end.items():
+        yield holds(name, np.asarray(value).tobytes() == np.asarray(other[name]).tobytes())
+    for name, value in whole.parameters().items():
+        yield holds(f"leaves.{name} is a leaf", np.array_equal(end[f"leaves.{name}"], value))
+
+
+def _set(subject: str) -> tuple[NDArray, NDArray, NDArray]:
+    """Inputs, targets and lengths of a data set."""
+    return _batch(subject), np.arange(BATCH, dtype=np.int32) % 4, np.array([L, 3, 7, L], np.int32)

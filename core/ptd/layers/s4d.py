@@ -45,6 +45,25 @@ class S4D(PerFeatureLayer, DiagonalLayer):
             return y
         return y + xp.matrix_transpose(kernels.vandermonde(self.weight * C * Lambda_bar * x0, Lambda_bar, L))
 
+    def _run(
+        self,
+        params: Parameters,
+        C_name: str,
+        signal: Signal,
+        x0: Array | None,
+        return_state: bool,
+        form: str,
+        kernels: Kernels,
+    ) -> tuple[Array, Array | None]:
+        # A state inside a sequence, before its padding, is none of those that a fused kernel returns.
+        inside = return_state and signal.lengths is not None
+        if form != "scan" or kernels.fused is None or signal.per_sample or inside:
+            return super()._run(params, C_name, signal, x0, return_state, form, kernels)
+        Lambda_bar, gain = self.discretized(params, signal.step_scale)
+        B_bar, C = gain * self.input_column(params), self.complex_leaf(params, C_name) * self.weight
+        y, end = kernels.fused(signal.u, Lambda_bar, B_bar, C, x0, signal.resets)
+        return y, end if return_state else None
+
     # --- the chunked form: features first, (H, ..., n, T) -------------------------------------------------------
 
     def input_rows(self, params: Parameters, gain: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import checks
-from ..arrays import Array, as_complex, as_planes, astype, eye, from_planes, imag, matmul, namespace, real
+from ..arrays import Array, as_complex, as_planes, astype, eye, from_planes, imag, linear, matmul, namespace, real
 from ..chunks import ChunkSystem
 from ..convolution import powers
 from ..kernels import Kernels
@@ -58,10 +58,10 @@ class S5(DiagonalLayer):
 
     def drive(self, params: Parameters, u: Array) -> Array:
         # u is real: two real products in place of one complex one.
-        return as_complex(u @ params["B_re"].T, u @ params["B_im"].T)
+        return as_complex(linear(u, params["B_re"]), linear(u, params["B_im"]))
 
     def readout(self, C: Array, x: Array) -> Array:
-        return self.weight * (real(x) @ real(C).T - imag(x) @ imag(C).T)
+        return self.weight * (linear(real(x), real(C)) - linear(imag(x), imag(C)))
 
     def response(self, params: Parameters, C: Array, signal: Signal, x0: Array | None, kernels: Kernels) -> Array:
         xp = namespace(C)

@@ -1,0 +1,109 @@
+"""Speed of the mlx backend; see ptd.speed. Run by ``ptd bench --backend mlx``."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+import ptd
+from ptd.arrays import Array
+from ptd.layers import S5
+from ptd.speed import Figure, median_seconds
+
+from . import MlxBackend
+
+GIB = 2**30
+LENGTHS = (1024, 2048, 4096, 8192, 16384)
+
+Run = Callable[[Mapping[str, Array], Array], Array]
+
+
+def layer(backend: MlxBackend) -> Iterator[Figure]:
+    """One S5 layer forward and backward, compiled, against the plain way of writing it in mlx."""
+    description = S5(64, 64)
+    drawn = ptd.initialize(description, np.random.default_rng(0), init="legs")
+    params = {name: backend.asarray(value, "float32") for name, value in drawn.items()}
+
+    def ours(params: Mapping[str, Array], u: Array) -> Array:
+        return backend.apply(description, params, u)
+
+    for L in LENGTHS:
+        u = backend.asarray(np.random.default_rng(1).standard_normal((1, L, description.d_model)), "float32")
+        seconds, memory = _measured(mx.compile(_differentiated(ours)), params, u)
+        for name, scan in PLAIN.items():
+            plain = _differentiated(lambda params, u, scan=scan: plain_s5(params, u, scan))
+            other, other_memory = _measured(plain, params, u)
+            compiled, _ = _measured(mx.compile(plain), params, u)
+            yield Figure(
+                f"S5 forward + backward 1 x {L} x 64, 64 states",
+                seconds,
+                other,
+                f"complex arithmetic, {name} by autodiff, in this run",
+                target=5.0 if name == "recursive doubling" else None,
+                gibibytes=memory / GIB,
+                note=f"{memory / L:.0f} bytes a sample, theirs {other_memory / L:.0f}; theirs compiled "
+                f"{compiled * 1e3:.1f} ms, {compiled / seconds:.1f} times ours",
+            )
+
+
+def plain_s5(params: Mapping[str, Array], u: Array, scan: Callable[[Array, Array], Array]) -> Array:
+    """S5 as its equations read, in mlx's complex numbers."""
+    Lambda, B, C = (params[f"{name}_re"] + 1j * params[f"{name}_im"] for name in ("Lambda", "B", "C"))
+    Lambda_bar = mx.exp(Lambda * mx.exp(params["log_step"]))
+    drive = u.astype(mx.complex64) @ (((Lambda_bar - 1) / Lambda)[:, None] * B).T
+    x = scan(mx.broadcast_to(Lambda_bar, drive.shape), drive)
+    return 2 * mx.real(x @ C.T) + params["D"] * u
+
+
+def doubled(a: Array, b: Array) -> Array:
+    """The scan in log2(L) passes over everything; after each, x_k holds twice as many samples."""
+    distance = 1
+    while distance < b.shape[-2]:
+        ahead = a[..., distance:, :]
+        carried = ahead * b[..., :-distance, :]
+        b = mx.concatenate([b[..., :distance, :], b[..., distance:, :] + carried], axis=-2)
+        a = mx.concatenate([a[..., :distance, :], ahead * a[..., :-distance, :]], axis=-2)
+        distance *= 2
+    return b
+
+
+def halved(a: Array, b: Array) -> Array:
+    """The scan as a tree over neighbours, for L a power of two."""
+    *batch, L, M = b.shape
+    if L == 1:
+        return b
+    a, b = (part.reshape(*batch, L // 2, 2, M) for part in (a, b))
+    (a_0, a_1), (b_0, b_1) = ((part[..., 0, :], part[..., 1, :]) for part in (a, b))
+    ends = halved(a_1 * a_0, a_1 * b_0 + b_1)
+    before = mx.concatenate([mx.zeros_like(ends[..., :1, :]), ends[..., :-1, :]], axis=-2)
+    return mx.stack([a_0 * before + b_0, ends], axis=-2).reshape(*batch, L, M)
+
+
+PLAIN = {"recursive doubling": doubled, "a tree": halved}
+
+
+def _differentiated(run: Run) -> Callable[..., Any]:
+    return mx.value_and_grad(lambda params, u: mx.mean(run(params, u) ** 2), argnums=(0, 1))
+
+
+def _measured(run: Callable[..., Any], params: Mapping[str, Array], u: Array) -> tuple[float, int]:
+    """Median seconds, and the peak memory of one run beyond what was in use before it."""
+
+    def once() -> None:
+        mx.eval(run(params, u))
+
+    once()
+    gc.collect()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    once()
+    peak = mx.get_peak_memory() - before
+    return median_seconds(once, lambda: None, budget=0.5), peak
+
+
+FIGURES: dict[str, Callable[[MlxBackend], Iterator[Figure]]] = {"layer": layer}

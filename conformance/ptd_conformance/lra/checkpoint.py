@@ -1,0 +1,80 @@
+"""Checkpoints of a run: arrays and a few plain values in a folder, replaced whole or not at all.
+
+The arrays lie end to end in pieces named by their content; checkpoint.json names the pieces and is replaced last, in
+one step. Whatever moment a save is killed at, the folder holds the old checkpoint or the new one. Pieces are small
+enough for tools that move files of limited size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as decode
+from safetensors.numpy import save as encode
+
+from ptd.parameters import replace_file
+
+PIECE = 15 << 20
+MANIFEST = "checkpoint.json"
+
+
+def save(folder: Path, arrays: Mapping[str, NDArray], values: Mapping[str, Any]) -> None:
+    """Replace the folder's checkpoint.
+
+    Args:
+        folder: made if missing.
+        arrays: by name.
+        values: whatever JSON can hold.
+    """
+    data = encode({name: np.asarray(array, order="C") for name, array in arrays.items()})
+    pieces = [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
+    names = [f"checkpoint-{hashlib.sha256(piece).hexdigest()[:32]}.piece" for piece in pieces]
+    for name, piece in zip(names, pieces, strict=True):
+        if not (folder / name).exists():
+            replace_file(folder / name, piece)
+    replace_file(folder / MANIFEST, json.dumps({"pieces": names, "values": values}, indent=1).encode())
+    # Only now is the old one no longer needed; a killed save leaves unfinished files with a leading dot.
+    for path in [*folder.glob("checkpoint-*.piece"), *folder.glob(".checkpoint*")]:
+        if path.name not in names:
+            path.unlink(missing_ok=True)
+
+
+def load(folder: Path) -> tuple[dict[str, NDArray], dict[str, Any]] | None:
+    """Arrays and values of the folder's checkpoint, or None if it has none.
+
+    Raises:
+        ValueError: a piece is missing or damaged, or the manifest is; it is named.
+    """
+    if not (folder / MANIFEST).exists():
+        return None
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        names, values = manifest["pieces"], manifest["values"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{MANIFEST}: expected a checkpoint, got {error!r}; it is damaged, use a copy") from error
+    data = b"".join(_piece(folder / name) for name in names)
+    try:
+        return decode(data), values
+    except SafetensorError as error:
+        raise ValueError(f"{MANIFEST}: expected pieces that fit together, got {error}; use a copy") from error
+
+
+def plain(values: Any) -> Any:
+    """values as they come back from a file."""
+    return json.loads(json.dumps(values))
+
+
+def _piece(path: Path) -> bytes:
+    if not path.exists():
+        raise ValueError(f"{path.name}: expected a piece of the checkpoint, got no file; copy the whole folder")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest()[:32] not in path.name:
+        raise ValueError(f"{path.name}: expected the content its name says, got {len(data)} other bytes; use a copy")
+    return data

@@ -1,0 +1,100 @@
+"""The command ``ptd data``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ptd import checks
+
+
+def data(
+    action: Annotated[str, typer.Argument(help="list, fetch, make or verify")],
+    tasks: Annotated[
+        list[str] | None, typer.Argument(help="tasks; all made sets by default, for list and verify")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="the data folder; PTD_DATA by default")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="where archives are read from; the data folder by default")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of generated samples and random splits")] = 0,
+    samples: Annotated[int | None, typer.Option(help="make a set of another size, for trials")] = None,
+    workers: Annotated[int, typer.Option(help="threads of a generator")] = os.cpu_count() or 1,
+    official: Annotated[bool, typer.Option(help="read a generated task's released files instead")] = False,
+) -> None:
+    """List, fetch, make or verify the data sets of the Long Range Arena."""
+    from rich.console import Console
+
+    from . import store
+    from .tasks import TASKS, Order
+
+    checks.choice("action", action, ("list", "fetch", "make", "verify"))
+    for name in tasks or ():
+        checks.choice("tasks", name, TASKS)
+    if action in ("fetch", "make") and not tasks:
+        raise checks.fail("tasks", "at least one", "none", f"name some of {', '.join(TASKS)}")
+    base, console = store.root(root), Console()
+    if action == "list":
+        _list(console, base, tasks or list(TASKS))
+    elif action == "verify":
+        _verify(console, base, tasks)
+    for name in tasks or () if action in ("fetch", "make") else ():
+        with _progress(console, name) as report:
+            if action == "fetch":
+                from .fetch import fetch
+
+                for path in fetch(base, name, lambda _, done, total: report(done, total)):
+                    console.print(f"{path}: there, its checksum matches")
+                continue
+            order = Order(base, source or base, seed, samples, workers, official, report)
+            console.print(_line(TASKS[name].make(order)))
+
+
+def _list(console: Any, base: Path, names: list[str]) -> None:
+    from rich.table import Table
+
+    from . import store
+    from .fetch import ELSEWHERE
+    from .tasks import TASKS
+
+    table = Table("task", "what", "length", "classes", "made set", "files to fetch")
+    for name in names:
+        task, found = TASKS[name], store.made(base, name)
+        made = ", ".join(folder.name for folder in found) or "none"
+        table.add_row(name, task.title, str(task.length), str(task.classes), made, "no" if name in ELSEWHERE else "yes")
+    console.print(table)
+
+
+def _verify(console: Any, base: Path, names: list[str] | None) -> None:
+    from . import store
+
+    folders = [folder for name in names or [None] for folder in store.made(base, name)]  # type: ignore[list-item]
+    if not folders:
+        raise checks.fail("tasks", f"made sets under {base / 'made'}", "none", "ptd data make TASK")
+    for folder in folders:
+        store.check(folder)
+        console.print(_line(folder) + ", every checksum matches")
+
+
+def _line(folder: Path) -> str:
+    import json
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    size = sum(file["bytes"] for file in manifest["files"].values()) / 2**20
+    splits = ", ".join(f"{count} {name}" for name, count in manifest["splits"].items())
+    return f"{folder.name}: {splits}; {size:.1f} MiB in {len(manifest['files'])} files"
+
+
+@contextmanager
+def _progress(console: Any, name: str) -> Iterator[Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)

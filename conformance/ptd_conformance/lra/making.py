@@ -1,0 +1,230 @@
+"""How each task's data set is made, from a generator or from its sources."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import reviews, store
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """How a set is made.
+
+    Attributes:
+        base: the data folder that the set is written to.
+        source: the folder with archives or released files; base by default.
+        seed: of generated samples and of random splits.
+        samples: training, validation and test samples together; None for the task's full number.
+        workers: threads of a generator.
+        official: read the released files of a generated task instead.
+        report: called with (samples made, samples in all).
+    """
+
+    base: Path
+    source: Path
+    seed: int = 0
+    samples: int | None = None
+    workers: int = 2
+    official: bool = False
+    report: Report = lambda done, total: None
+
+
+# --- generated
+
+
+def listops(order: Order) -> Path:
+    """ListOps: 100,000 trees, or the released files."""
+    from . import listops, official
+
+    if order.official:
+        trees, sizes = official.read_listops(order.source)
+        made_from = {"released": official.LISTOPS, "content": _content(trees.tokens, trees.values)}
+    else:
+        count = order.samples or 100_000
+        made_from = {"generator": "listops 1", "seed": order.seed, "samples": count}
+        sizes = _sizes(count, 0.96, 0.02)
+        trees = listops.generate(count, order.seed, workers=order.workers, report=order.report)
+    facts = {
+        "layout": "nibbles",
+        "length": 2048,
+        "pad": listops.PAD,
+        "end": listops.EOS,
+        "d_input": len(listops.TOKENS),
+    }
+    arrays = {"tokens": store.as_nibbles(trees.tokens), "lengths": trees.lengths, "targets": trees.values}
+    return store.write(order.base, "listops", made_from, arrays, sizes, **facts, full=_is_full(sizes, "listops"))
+
+
+def pathfinder(order: Order, task: str) -> Path:
+    """Pathfinder or Path-X: 200,000 images, or the released files."""
+    from . import official
+    from .pathfinder_tables import STYLES
+
+    side = STYLES[task].side
+    if order.official:
+        pixels, labels = official.read_pathfinder(order.source, task, side)
+        shuffled = np.random.default_rng(order.seed).permutation(len(labels))
+        sizes, made_from = _sizes(len(labels), 0.8, 0.1), {"released": task, "content": _content(pixels, labels)}
+        arrays = {"inputs": pixels[shuffled], "targets": labels[shuffled]}
+        return store.write(order.base, task, made_from, arrays, sizes, **_DENSE, full=_is_full(sizes, task))
+    return _draw(order, task, side)
+
+
+def _draw(order: Order, task: str, side: int) -> Path:
+    """Draw images block by block; an interrupted run goes on with the blocks that are missing."""
+    from .pathfinder import Generator
+    from .pathfinder_tables import STYLES
+
+    count = order.samples or 200_000
+    generator = Generator(STYLES[task], order.seed)
+    draft = store.Draft(order.base, task, {"generator": f"{task} 1", "seed": order.seed, "samples": count})
+    inputs = draft.array("inputs", (count, side * side), np.uint8)
+    targets = draft.array("targets", (count,), np.uint8)
+    done, block = draft.finished(), max(1, BLOCK // side**2)
+    for number, first in enumerate(range(0, count, block)):
+        rows = slice(first, min(first + block, count))
+        if number not in done:
+            inputs[rows], targets[rows] = generator.parallel(first, rows.stop - first, order.workers)
+            draft.mark(number, inputs, targets)
+        order.report(rows.stop, count)
+    sizes = _sizes(count, 0.8, 0.1)
+    return draft.finish(sizes, **_DENSE, full=_is_full(sizes, task))
+
+
+# --- read
+
+
+def text(order: Order) -> Path:
+    """Text: the reviews; a tenth of the training half is held out to select on."""
+    found = reviews.read(order.source)
+    texts, labels, train = _columns(found)
+    characters = reviews.vocabulary(text for text, row in zip(texts, train, strict=True) if row)
+    rng = np.random.default_rng(order.seed)
+    apart = np.zeros(len(texts), bool)
+    apart[train] = reviews.held_out(labels[train], int(train.sum()) // 10, rng)
+    rows = _thinned([np.flatnonzero(part) for part in (train & ~apart, apart, ~train)], order.samples)
+    chosen = np.concatenate(rows)
+    tokens, lengths = reviews.encode([texts[row] for row in chosen], characters, 4095)
+    made_from = {"content": reviews.CONTENT, "seed": order.seed, "samples": order.samples}
+    arrays = {"tokens": tokens, "lengths": lengths, "targets": labels[chosen]}
+    sizes = dict(zip(store.SPLITS, map(len, rows), strict=True))
+    facts = _RAGGED | {"length": 4096, "d_input": len(characters) + reviews.SPECIALS, "characters": characters}
+    return store.write(order.base, "text", made_from, arrays, sizes, **facts, full=order.samples is None)
+
+
+def same_film(order: Order) -> Path:
+    """Pairs of reviews; those of a tenth of the training films are for validation, so that no film is in two splits."""
+    found = reviews.read(order.source)
+    texts, labels, train = _columns(found)
+    films = np.array([review.film for review in found])
+    rng = np.random.default_rng(order.seed)
+    characters = reviews.vocabulary(text for text, row in zip(texts, train, strict=True) if row)
+    names = np.unique(films[train])
+    apart = np.isin(films, rng.choice(names, size=len(names) // 10, replace=False))
+    parts = [np.flatnonzero(part) for part in (train & ~apart, train & apart, ~train & ~np.isin(films, names))]
+    counts = _sizes(order.samples or 60_000, 0.8, 0.05)
+    pairs, same = [], []
+    for rows, count in zip(parts, counts.values(), strict=True):
+        drawn, is_same = reviews.same_film_pairs(films[rows], labels[rows].astype(np.int64), count // 2 * 2, rng)
+        pairs.append(rows[drawn])
+        same.append(is_same)
+    used, numbers = np.unique(np.concatenate(pairs), return_inverse=True)
+    tokens, lengths = reviews.encode([texts[row] for row in used], characters, 3999)
+    arrays = {"tokens": tokens, "lengths": lengths, "targets": np.concatenate(same)}
+    arrays["pairs"] = numbers.reshape(-1, 2).astype(np.uint32)
+    made_from = {"content": reviews.CONTENT, "pairs": "same film 1", "seed": order.seed, "samples": order.samples}
+    sizes = dict(zip(store.SPLITS, map(len, same), strict=True))
+    facts = _RAGGED | {"layout": "pairs", "length": 4000, "d_input": len(characters) + reviews.SPECIALS}
+    return store.write(order.base, "same-film", made_from, arrays, sizes, **facts, full=order.samples is None)
+
+
+def retrieval(order: Order) -> Path:
+    """Retrieval: the released pairs."""
+    from . import official
+
+    found = official.read_retrieval(order.source, 3999)
+    made_from = {"released": official.RETRIEVAL, "content": _content(found.tokens, found.pairs, found.labels)}
+    arrays = {"tokens": found.tokens, "lengths": found.lengths, "pairs": found.pairs, "targets": found.labels}
+    facts = _RAGGED | {"layout": "pairs", "length": 4000, "d_input": found.d_input}
+    full = _is_full(found.sizes, "retrieval")
+    return store.write(order.base, "retrieval", made_from, arrays, found.sizes, **facts, full=full)
+
+
+def images(order: Order, task: str) -> Path:
+    """CIFAR-10, grey or in colour, or MNIST, in order or permuted."""
+    from . import images
+
+    is_mnist = task in ("mnist", "pmnist")
+    found = images.mnist(order.source) if is_mnist else images.cifar10(order.source)
+    rng = np.random.default_rng(order.seed)
+    train, apart = rng.permutation(found.train), found.train // (12 if is_mnist else 10)
+    parts = [train[:-apart], train[-apart:], np.arange(found.train, len(found.labels))]
+    rows = _thinned(parts, order.samples)
+    chosen = np.concatenate(rows)
+    pixels = images.grey(found.pixels[chosen]) if task == "image" else found.pixels[chosen]
+    pixels = pixels.reshape(len(chosen), pixels.shape[1] * pixels.shape[2], *pixels.shape[3:])
+    if task == "pmnist":
+        pixels = pixels[:, np.random.default_rng([order.seed, 1]).permutation(pixels.shape[1])]
+    made_from = {"content": images.MNIST_CONTENT if is_mnist else images.CIFAR_CONTENT, "seed": order.seed}
+    arrays = {"inputs": pixels, "targets": found.labels[chosen]}
+    sizes = dict(zip(store.SPLITS, map(len, rows), strict=True))
+    facts = _DENSE | {"d_input": 3 if task == "scifar" else 1, "full": order.samples is None}
+    return store.write(order.base, task, made_from | {"samples": order.samples}, arrays, sizes, **facts)
+
+
+# --- parts
+
+#: Pixels that are drawn between two notes of how far a generator is.
+BLOCK = 1 << 21
+
+_DENSE: dict[str, Any] = {"layout": "dense", "d_input": 1}
+_RAGGED: dict[str, Any] = {"layout": "ragged", "pad": reviews.PAD, "end": reviews.END}
+
+#: Samples of each split of the tasks that are generated or released as a whole.
+_FULL = {
+    "listops": (96_000, 2_000, 2_000),
+    "pathfinder": (160_000, 20_000, 20_000),
+    "pathx": (160_000, 20_000, 20_000),
+    "retrieval": (147_086, 18_090, 17_437),
+}
+
+
+def _is_full(sizes: dict[str, int], task: str) -> bool:
+    return tuple(sizes.values()) == _FULL[task]
+
+
+def _sizes(count: int, train: float, validation: float) -> dict[str, int]:
+    sizes = [round(count * train), round(count * validation)]
+    return dict(zip(store.SPLITS, [*sizes, count - sum(sizes)], strict=True))
+
+
+def _thinned(parts: list[NDArray], samples: int | None) -> list[NDArray]:
+    """The first samples of each part, in proportion."""
+    if samples is None:
+        return parts
+    total = sum(map(len, parts))
+    return [part[: max(1, math.ceil(len(part) * samples / total))] for part in parts]
+
+
+def _columns(found: list[reviews.Review]) -> tuple[list[str], NDArray[np.uint8], NDArray[np.bool_]]:
+    """Texts, labels, and whether each review is of the training half."""
+    train = np.array([review.split == "train" for review in found])
+    return [review.text for review in found], np.array([review.label for review in found], np.uint8), train
+
+
+def _content(*arrays: NDArray) -> str:
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()

@@ -1,0 +1,44 @@
+"""The command ``ptd robustness``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def robustness(
+    runs: Annotated[list[Path], typer.Argument(help="folders of complete scifar runs of ptd train")],
+    out: Annotated[Path, typer.Option(help="folder for the results and the figure")] = Path("robustness"),
+    samples: Annotated[int, typer.Option(help="test samples, the first ones")] = 10_000,
+    root: Annotated[Path | None, typer.Option(help="the data folder; PTD_DATA by default")] = None,
+) -> None:
+    """Test trained classifiers under noise at S4D's last spike, by amplitude and by frequency."""
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from . import robustness as noise
+    from . import store
+    from .training import Run
+
+    data, console, found = store.load(store.root(root), "scifar"), Console(), []
+    for folder in runs:
+        run = Run.selected(folder, data)
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task(folder.name)
+            found.append(
+                noise.measure(
+                    run,
+                    samples=samples,
+                    report=lambda done, total, task=task, bar=bar: bar.update(task, completed=done, total=total),
+                )
+            )
+        noise.write(out, found)
+    for part in noise.table(out):
+        table = Table(*map(str, part["columns"]), title=part["title"])
+        for row in part["rows"]:
+            table.add_row(*map(str, row))
+        console.print(table)
+    console.print(f"wrote {out}")

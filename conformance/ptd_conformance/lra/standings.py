@@ -1,0 +1,121 @@
+"""Recorded accuracies against the published ones: the report's table, and what `ptd conformance --lra` checks."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import robustness
+from .recipe import recipe
+from .results import Record, read_all
+from .tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a recipe stands on a task on one backend and device.
+
+    Attributes:
+        task, recipe, backend, device: what ran.
+        target: published test accuracy in per cent, or None.
+        accuracies: test accuracies of complete full runs in per cent, by seed.
+        outcome: "met", "missed", "running", "diverged", "trial" or "not run".
+        hours: in training steps, of all its runs.
+        note: why, where there is something to say.
+    """
+
+    task: str
+    recipe: str
+    backend: str
+    device: str
+    target: float | None
+    accuracies: dict[int, float]
+    outcome: str
+    hours: float
+    note: str
+
+    @property
+    def mean(self) -> float | None:
+        """Mean accuracy over seeds."""
+        return float(np.mean(list(self.accuracies.values()))) if self.accuracies else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds, where there is more than one."""
+        return float(np.std(list(self.accuracies.values()), ddof=1)) if len(self.accuracies) > 1 else None
+
+
+def targets() -> dict[str, Any]:
+    """targets.toml: published accuracies by model and task, runs that are due, and notes."""
+    return tomllib.loads((files(__package__) / "targets.toml").read_text())
+
+
+def standings(records: Iterable[Record]) -> list[Standing]:
+    """Every recipe that ran, in the order of tasks, and every run that is due and did not."""
+    records, published = list(records), targets()
+    groups: dict[tuple[str, str, str, str], list[Record]] = {}
+    for record in records:
+        key = (record["task"], record["recipe"], record["backend"], record["device"])
+        groups.setdefault(key, []).append(record)
+    found = [_standing(key, group, published) for key, group in groups.items()]
+    ran = {(s.task, s.recipe) for s in found}
+    for task, recipes in published["due"].items():
+        for due in recipes:
+            if (task, due) not in ran:
+                note = published["notes"].get(f"{task} {due}", published["notes"].get(task, ""))
+                target = published["accuracy"].get(recipe(task, due).of, {}).get(task)
+                found.append(Standing(task, due, "", "", target, {}, "not run", 0.0, note))
+    return sorted(found, key=lambda s: (list(TASKS).index(s.task), s.recipe, s.backend, s.device))
+
+
+def _standing(key: tuple[str, str, str, str], group: list[Record], published: dict[str, Any]) -> Standing:
+    task, ran, *_ = key
+    target = published["accuracy"].get(group[0]["of"], {}).get(task)
+    counted = {r["seed"]: 100 * r["test"] for r in group if r["full"] and r["state"] == "complete"}
+    outcome = _outcome(group, counted, target)
+    notes = [published["notes"].get(f"{task} {ran}", ""), *(r.get("note", "") for r in group)]
+    hours = sum(r.get("training_seconds", 0) for r in group) / 3600
+    return Standing(*key, target, counted, outcome, hours, "; ".join(dict.fromkeys(filter(None, notes))))
+
+
+def _outcome(group: list[Record], counted: dict[int, float], target: float | None) -> str:
+    """At or above the target within one standard deviation of the seeds' spread; one seed has no spread to lean on."""
+    if counted:
+        values = list(counted.values())
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        return "met" if target is None or np.mean(values) + spread >= target else "missed"
+    full = [r for r in group if r["full"]]
+    return full[0]["state"] if full else "trial"
+
+
+COLUMNS = ("task", "recipe", "backend", "device", "published", "seeds", "accuracy", "outcome", "hours", "note")
+
+
+def rows(found: Iterable[Standing]) -> list[list[str]]:
+    """The table of standings, as text."""
+    table = []
+    for s in found:
+        spread = "" if s.spread is None else f" ± {s.spread:.2f}"
+        accuracy = "" if s.mean is None else f"{s.mean:.2f}{spread}"
+        target = "" if s.target is None else f"{s.target:.2f}"
+        seeds, hours = ", ".join(map(str, sorted(s.accuracies))), f"{s.hours:.2f}" if s.backend else ""
+        cells = [TASKS[s.task].title, s.recipe, s.backend, s.device, target, seeds, accuracy, s.outcome, hours, s.note]
+        table.append(cells)
+    return table
+
+
+def section(folder: Path) -> list[dict[str, Any]]:
+    """The report's tables: standings of a folder's records, and its robustness results."""
+    records = read_all(folder) if folder.is_dir() else []
+    note = (
+        "Test accuracy in per cent of the parameters that validation selected, against the published one; met: at or "
+    )
+    note += "above it within one standard deviation of the seeds. Full recipes only; trials do not count."
+    standing = {"title": "Accuracy", "note": note, "columns": COLUMNS, "rows": rows(standings(records))}
+    return [standing, *robustness.table(folder)]

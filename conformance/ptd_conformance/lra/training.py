@@ -1,0 +1,259 @@
+"""One training run, from a recipe to a test accuracy: the loop, its checkpoints, and its record.
+
+A run is a function of recipe, data, seed and backend. Batches of an epoch are drawn from (seed, epoch), dropout from
+(seed, step); everything else is in the checkpoint. A run that was stopped and resumed is the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptd.contract import Backend
+
+from . import checkpoint
+from .clock import Clock
+from .progress import Diverged, Progress, diverged
+from .recipe import Recipe
+from .store import DataSet, Split
+
+#: Seconds of work between two looks at the clock, and between two checkpoints.
+PIECE_SECONDS, SAVE_SECONDS = 2.0, 120.0
+
+
+Report = Callable[["Run", float], None]
+
+__all__ = ["Diverged", "Progress", "Run"]
+
+
+class Run:
+    """A training run on a data set, fresh or as its folder's checkpoint left it."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: DataSet,
+        backend: Backend,
+        seed: int,
+        folder: Path,
+        *,
+        epochs: int | None = None,
+        report: Report = lambda run, loss: None,
+    ):
+        self.recipe, self.data, self.seed, self.folder = recipe, data, seed, folder
+        self.backend, self.report = backend, report
+        self.epochs = epochs or recipe.epochs
+        self.steps = len(data.splits["train"].targets) // recipe.batch
+        if not self.steps:
+            raise ValueError(
+                f"batch: expected at most {len(data.splits['train'].targets)} training samples, got {recipe.batch}"
+            )
+        model = recipe.description(data.d_input)
+        self.model = model
+        rule = recipe.rule(self.steps, self.epochs)
+        self.learner = backend.learner(model, recipe.leaves(model, seed), rule, seed)
+        self.progress = Progress()
+        self._best: dict[str, NDArray] = {}
+        self._placed: dict[str, Any] = {}
+        self._piece, self._evaluation_seconds = 1, {"validation": 0.0, "test": 0.0}
+        self._saved, self._save_seconds, self._compiled = time.monotonic(), 0.0, False
+
+    @classmethod
+    def selected(cls, folder: Path, data: DataSet) -> Run:
+        """A complete run read back from its folder, with the parameters that validation selected in its learner.
+
+        Raises:
+            ValueError: the folder has no complete run of this data set.
+        """
+        import ptd
+
+        found = checkpoint.load(folder)
+        if found is None or found[1]["progress"]["test"] is None:
+            raise ValueError(f"runs: expected the folder of a complete run, got {folder}; ptd train --resume")
+        own = found[1]["identity"]
+        run = cls(Recipe(**own["recipe"]), data, ptd.backend(own["backend"]), own["seed"], folder, epochs=own["epochs"])
+        run.restore()
+        run._take_best()
+        return run
+
+    # --- the loop ----------------------------------------------------------------------------------------------
+
+    def go(self, clock: Clock) -> bool:
+        """Train, select, test; True if the run is complete, False if the clock stopped it. Either way it is saved.
+
+        Raises:
+            Diverged: a loss is not finite; names the step and the parameter. The last checkpoint stays.
+        """
+        self.progress.sessions += 1
+        with self.backend.fast_products():
+            self._warm_up()
+        self.save()
+        with self.backend.fast_products():
+            complete = self._train(clock) and self._test(clock)
+        self.save()
+        return complete
+
+    def _train(self, clock: Clock) -> bool:
+        while self.progress.epoch < self.epochs:
+            if not self._epoch(clock) or not clock.has(self._end_seconds("validation")):
+                return False
+            self._validate()
+        return True
+
+    def _epoch(self, clock: Clock) -> bool:
+        """The steps that are left of an epoch; False if the clock stopped it."""
+        p, order = self.progress, self.order(self.progress.epoch)
+        while p.step < self.steps:
+            count = min(self._piece, self.steps - p.step)
+            if not clock.has(self._save_seconds + count * self._step_seconds()):
+                return False
+            began = time.monotonic()
+            losses = self.learner.train(self.place("train"), order[p.step : p.step + count])
+            took = time.monotonic() - began
+            if not np.all(np.isfinite(losses)):
+                raise diverged(self, p.step + int(np.argmax(~np.isfinite(losses))))
+            p.losses, p.step = np.concatenate([p.losses, losses]), p.step + count
+            self._timed(took, count)
+            self.report(self, float(losses.mean()))
+            if time.monotonic() - self._saved > SAVE_SECONDS:
+                self.save()
+        return True
+
+    def _validate(self) -> None:
+        p = self.progress
+        accuracy = self.accuracy("validation")
+        row = {"epoch": p.epoch + 1, "loss": float(p.losses.mean(dtype=np.float64)), "validation": accuracy}
+        p.curve.append(row | {"seconds": round(p.seconds, 1)})
+        if p.best is None or accuracy >= p.best["validation"]:
+            p.best, self._best = p.curve[-1], self.learner.parameters()
+        p.epoch, p.step, p.losses = p.epoch + 1, 0, np.zeros(0, np.float32)
+        self.report(self, row["loss"])
+
+    def _test(self, clock: Clock) -> bool:
+        """Test the selected parameters, once."""
+        if self.progress.test is None:
+            if not clock.has(self._end_seconds("test")):
+                return False
+            last = self.learner.snapshot()
+            self._take_best()
+            self.progress.test = self.accuracy("test")
+            self.learner.restore(last)
+        return True
+
+    def _take_best(self) -> None:
+        best = {f"leaves.{name}": value for name, value in self._best.items()}
+        self.learner.restore(self.learner.snapshot() | best)
+
+    # --- parts -------------------------------------------------------------------------------------------------
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The rows of every batch of an epoch, (steps, batch): each sample at most once, the last odd ones left out."""
+        count = len(self.data.splits["train"].targets)
+        shuffled = np.random.default_rng([self.seed, epoch]).permutation(count)
+        return shuffled[: self.steps * self.recipe.batch].reshape(self.steps, self.recipe.batch)
+
+    def accuracy(self, split: str, rows: NDArray | None = None) -> float:
+        """The share of a split, or of some of its rows, that the current parameters classify correctly."""
+        began = time.monotonic()
+        targets = np.asarray(self.data.splits[split].targets)
+        rows = np.arange(len(targets)) if rows is None else rows
+        outputs = self.learner.evaluate(self.place(split), rows, self.recipe.batch)
+        self._evaluation_seconds[split] = (time.monotonic() - began) / len(rows) * len(targets)
+        if not np.all(np.isfinite(outputs)):
+            raise Diverged(f"epoch {self.progress.epoch + 1}: expected finite outputs on {split}, got nan; lower lr")
+        return float((outputs.argmax(-1) == targets[rows]).mean())
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Time steps of input per second of training, compilation aside."""
+        p = self.progress
+        if not p.timed_seconds:
+            return None
+        inputs = self.data.splits["train"].inputs
+        per_sample = inputs.shape[1] * (inputs.shape[2] if self.model.pair else 1)
+        return p.timed_samples * per_sample / p.timed_seconds
+
+    def _warm_up(self) -> None:
+        """Compile the evaluation and learn how long it takes, before the clock has to know."""
+        for split in ("validation", "test") if self.progress.epoch == self.epochs else ("validation",):
+            rows = np.arange(min(self.recipe.batch, len(self.data.splits[split].targets)))
+            for _ in range(2):
+                self.accuracy(split, rows)
+        self._evaluation_seconds["test"] = self._evaluation_seconds["test"] or self._per_sample("validation") * len(
+            self.data.splits["test"].targets
+        )
+
+    def _per_sample(self, split: str) -> float:
+        return self._evaluation_seconds[split] / len(self.data.splits[split].targets)
+
+    def _end_seconds(self, split: str) -> float:
+        return self._save_seconds + 1.5 * self._evaluation_seconds[split]
+
+    def _step_seconds(self) -> float:
+        p = self.progress
+        return 1.5 * p.timed_seconds * self.recipe.batch / p.timed_samples if p.timed_samples else 0.0
+
+    def _timed(self, took: float, count: int) -> None:
+        p = self.progress
+        p.seconds += took
+        if self._compiled:
+            p.timed_seconds += took
+            p.timed_samples += count * self.recipe.batch
+            self._piece = int(np.clip(PIECE_SECONDS / max(took / count, 1e-9), 1, 2 * self._piece))
+        self._compiled = True
+
+    def place(self, split: str) -> Any:
+        """A split where the learner reads it."""
+        if split not in self._placed:
+            part: Split = self.data.splits[split]
+            self._placed[split] = self.learner.place(part.inputs, part.targets, part.lengths)
+        return self._placed[split]
+
+    # --- checkpoints -------------------------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree in to be gone on with."""
+        return {
+            "recipe": self.recipe.as_json(),
+            "data": self.data.key,
+            "seed": self.seed,
+            "backend": self.backend.name,
+            "epochs": self.epochs,
+        }
+
+    def save(self) -> None:
+        """Replace the checkpoint by the state now."""
+        began = time.monotonic()
+        arrays = dict(self.learner.snapshot()) | {"losses": self.progress.losses}
+        arrays |= {f"best.{name}": value for name, value in self._best.items()}
+        values = {name: value for name, value in vars(self.progress).items() if name != "losses"}
+        checkpoint.save(self.folder, arrays, {"identity": self.identity(), "progress": values})
+        self._saved = time.monotonic()
+        self._save_seconds = self._saved - began
+
+    def restore(self) -> bool:
+        """Take over the folder's checkpoint; False if there is none.
+
+        Raises:
+            ValueError: it is damaged, or of another run; names what differs.
+        """
+        found = checkpoint.load(self.folder)
+        if found is None:
+            return False
+        arrays, values = found
+        # as JSON has it, where tuples are lists
+        own = checkpoint.plain(self.identity())
+        for name, value in own.items():
+            if values["identity"].get(name) != value:
+                raise ValueError(
+                    f"{self.folder.name}: expected a checkpoint of the same {name}, got another's; use another --out"
+                )
+        self.progress = Progress(losses=arrays.pop("losses"), **values["progress"])
+        self._best = {name.removeprefix("best."): arrays.pop(name) for name in list(arrays) if name.startswith("best.")}
+        self.learner.restore(arrays)
+        return True

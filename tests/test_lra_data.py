@@ -1,0 +1,396 @@
+"""Loaders, the data store and downloads: official formats agree, damage is named, made sets move and resume."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lra_sources import (
+    add,
+    cifar_pixels,
+    digits,
+    made_up_reviews,
+    review_files,
+    small_sets,
+    write_arrays,
+    write_binary,
+    write_idx,
+    write_lines,
+    write_pickled,
+    write_sheets,
+)
+from PIL import Image
+
+from ptd_conformance.lra import fetch, images, making, official, reviews, store, tasks
+
+__all__ = ["small_sets"]
+
+# --- images
+
+
+@pytest.fixture(scope="module")
+def cifar():
+    return cifar_pixels()
+
+
+@pytest.mark.parametrize("write", [write_binary, write_pickled, write_sheets])
+def test_every_form_of_cifar_has_the_same_content(write, cifar, tmp_path, monkeypatch):
+    write(tmp_path, cifar)
+    monkeypatch.setattr(images, "CIFAR_CONTENT", images.digest(cifar))
+    found = images.cifar10(tmp_path)
+    assert (np.array_equal(found.pixels, cifar.pixels), np.array_equal(found.labels, cifar.labels)) == (True, True)
+
+
+def test_foreign_images_are_refused_by_name(cifar, tmp_path):
+    write_binary(tmp_path, cifar)
+    with pytest.raises(ValueError, match=r"^cifar-10-batches-bin: expected content sha256 795f1793d7b8"):
+        images.cifar10(tmp_path)
+
+
+def test_truncated_archive_is_refused_by_name(cifar, tmp_path):
+    write_pickled(tmp_path, cifar)
+    path = tmp_path / "cifar-10-python.tar.gz"
+    path.write_bytes(path.read_bytes()[:10_000])
+    with pytest.raises(ValueError, match=r"^cifar-10-python.tar.gz: expected the official images, got .*truncated"):
+        images.cifar10(tmp_path)
+
+
+def test_batch_that_would_run_code_is_refused(tmp_path):
+    import os
+    import pickle
+    import tarfile
+
+    class Evil:
+        def __reduce__(self):
+            return os.getcwd, ()
+
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+        for name in images.BATCHES:
+            add(archive, f"x/{name}", pickle.dumps({b"data": Evil()}))
+    with pytest.raises(ValueError, match=r"posix.getcwd in a batch"):
+        images.cifar10(tmp_path)
+
+
+def test_missing_images_name_where_they_are_looked_for(tmp_path):
+    with pytest.raises(ValueError, match=r"^image: expected one of cifar-10-batches-py, .* ptd data fetch image$"):
+        images.cifar10(tmp_path)
+
+
+def test_grey_is_pillows(cifar):
+    expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in cifar.pixels[:50]])
+    assert np.array_equal(images.grey(cifar.pixels[:50]), expected)
+
+
+def test_idx_files_and_arrays_of_digits_have_the_same_content(tmp_path, monkeypatch):
+    numbers = digits()
+    monkeypatch.setattr(images, "MNIST_CONTENT", images.digest(numbers))
+    write_idx(tmp_path / "a", numbers)
+    write_arrays(tmp_path / "b", numbers)
+    first, second = images.mnist(tmp_path / "a"), images.mnist(tmp_path / "b")
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert first.train == 120
+
+
+# --- texts
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    found = made_up_reviews()
+    monkeypatch.setattr(reviews, "CONTENT", reviews.digest(found))
+    return found
+
+
+def write_folder(base, found):
+    for name, data in review_files(found).items():
+        path = base / "aclImdb" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def write_archive(base, found):
+    import tarfile
+
+    with tarfile.open(base / "aclImdb_v1.tar.gz", "w:gz") as archive:
+        add(archive, "aclImdb/README", b"not a review")
+        for name, data in review_files(found).items():
+            add(archive, f"aclImdb/{name}", data)
+
+
+@pytest.mark.parametrize("write", [write_folder, write_archive, write_lines])
+def test_every_form_of_the_reviews_has_the_same_content(write, texts, tmp_path):
+    write(tmp_path, texts)
+    assert reviews.read(tmp_path) == texts
+
+
+def test_missing_review_is_noticed(texts, tmp_path):
+    write_lines(tmp_path, texts[1:])
+    with pytest.raises(ValueError, match=r"^imdb/imdb.jsonl.xz: expected the 50,000 official reviews, got 239 "):
+        reviews.read(tmp_path)
+
+
+def test_truncated_reviews_are_refused_by_name(texts, tmp_path):
+    write_lines(tmp_path, texts)
+    path = tmp_path / "imdb" / "imdb.jsonl.xz"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"^imdb/imdb.jsonl.xz: expected the reviews, got .*truncated or foreign$"):
+        reviews.read(tmp_path)
+
+
+def test_rare_characters_are_unknown():
+    assert reviews.vocabulary(["aab", "a"], rarest=2) == ["a"]
+    tokens, lengths = reviews.encode(["ab"], ["a"], 10)
+    assert (tokens.tolist(), lengths.tolist()) == ([reviews.SPECIALS, reviews.UNKNOWN], [2])
+
+
+def test_same_film_pairs_are_what_they_say():
+    rng = np.random.default_rng(0)
+    films, labels = np.repeat(np.arange(40), 5), rng.integers(0, 2, 200)
+    pairs, same = reviews.same_film_pairs(films, labels, 400, rng)
+    assert np.array_equal(films[pairs[:, 0]] == films[pairs[:, 1]], same == 1)
+    assert same.mean() == 0.5
+    assert np.array_equal(labels[pairs[same == 1]], labels[pairs[same == 0]])
+    assert np.all(pairs[:, 0] != pairs[:, 1])
+
+
+# --- released files of the generated tasks
+
+
+def test_released_listops_files_are_read(tmp_path):
+    folder = tmp_path / official.LISTOPS
+    folder.mkdir(parents=True)
+    for name in ("train", "val", "test"):
+        (folder / f"basic_{name}.tsv").write_text("Source\tTarget\n( ( ( [MAX 4 ) 7 ) ] )\t7\n( ( [MIN 3 ) ] )\t3\n")
+    made = tasks.TASKS["listops"].make(tasks.Order(tmp_path, tmp_path, official=True))
+    data = store.load(tmp_path, "listops")
+    assert store.check(made)["splits"] == {"train": 2, "validation": 2, "test": 2}
+    assert data.splits["test"].inputs[0, :6].tolist() == [11, 4, 7, 14, 17, 15]
+    assert data.splits["test"].lengths.tolist() == [5, 4]
+
+
+def test_cut_released_file_is_named_with_its_line(tmp_path):
+    folder = tmp_path / official.LISTOPS
+    folder.mkdir(parents=True)
+    (folder / "basic_train.tsv").write_text("Source\tTarget\n( ( ( [MAX 4 ) 7 ) ] )\t7\n( ( [MIN 3 )")
+    with pytest.raises(ValueError, match=r"^basic_train.tsv line 3: expected an end of line, got none"):
+        official.read_listops(tmp_path)
+
+
+def test_released_pathfinder_images_are_read(tmp_path):
+    folder = tmp_path / official.PATHFINDER["pathfinder"] / official.HARD
+    (folder / "metadata").mkdir(parents=True)
+    (folder / "imgs" / "0").mkdir(parents=True)
+    rng, lines = np.random.default_rng(0), []
+    pixels = rng.integers(0, 256, (10, 32, 32), np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / "imgs" / "0" / f"sample_{i}.png")
+        lines.append(f"imgs/0 sample_{i}.png {i} {i % 2} 14 20\n")
+    (folder / "metadata" / "0.npy").write_text("".join(lines))
+    found, labels = official.read_pathfinder(tmp_path, "pathfinder", 32)
+    assert (np.array_equal(found, pixels.reshape(10, -1)), labels.tolist()) == (True, [0, 1] * 5)
+
+
+# --- made sets
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_made_set_has_the_tasks_shape(name, small_sets):
+    data, task = store.load(small_sets, name), tasks.TASKS[name]
+    assert list(data.splits) == ["train", "validation", "test"]
+    for split in data.splits.values():
+        count = len(split.targets)
+        pair, channels = ((2,) if task.pair else ()), ((3,) if name == "scifar" else ())
+        assert split.inputs.shape == (count, *pair, task.length, *channels)
+        assert (split.inputs.dtype, int(split.targets.max()) < task.classes) == (np.uint8, True)
+        if split.lengths is not None:
+            assert (split.lengths.shape, split.lengths.min() > 0) == ((count, *pair), True)
+            assert int(split.inputs.max()) < data.d_input
+
+
+@pytest.fixture
+def moved(small_sets, tmp_path):
+    """A copy of a made set elsewhere."""
+    folder = store.find(small_sets, "listops")
+    return shutil.copytree(folder, tmp_path / "made" / folder.name)
+
+
+def test_made_set_can_be_moved(moved, small_sets):
+    here, there = (store.load(base, "listops").splits["train"] for base in (moved.parent.parent, small_sets))
+    assert np.array_equal(here.inputs, there.inputs)
+
+
+DAMAGE = {
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-1]), r"tokens.npy: expected \d+ bytes, got"),
+    "changed": (
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x01"),
+        "tokens.npy: expected sha256 .* it is damaged",
+    ),
+    "missing": (lambda path: path.unlink(), "tokens.npy: expected a file, got none"),
+    "foreign": (lambda path: (path.parent / "x.npy").write_bytes(b""), "expected the manifest's files, got also x.npy"),
+    "renamed": (
+        lambda path: (path.parent / "manifest.json").write_text(
+            (path.parent / "manifest.json").read_text().replace('"seed": 0', '"seed": 1')
+        ),
+        "expected the set listops-",
+    ),
+    "cut manifest": (
+        lambda path: (path.parent / "manifest.json").write_text('{"format'),
+        "expected a manifest.json, got",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named(kind, moved):
+    damage, message = DAMAGE[kind]
+    damage(moved / "tokens.npy")
+    with pytest.raises(ValueError, match=message) as found:
+        store.load(moved.parent.parent, "listops")
+    assert moved.name in str(found.value)
+
+
+def test_missing_set_names_the_command_that_makes_it(tmp_path):
+    with pytest.raises(ValueError, match=r"got none; ptd data make pathx --root "):
+        store.find(tmp_path, "pathx")
+
+
+def test_two_sets_of_a_task_are_told_apart_by_no_guess(moved):
+    tasks.TASKS["listops"].make(tasks.Order(moved.parent.parent, moved, samples=30))
+    with pytest.raises(ValueError, match=r"expected one made set under .* remove all but one"):
+        store.load(moved.parent.parent, "listops")
+
+
+def test_interrupted_generator_goes_on_and_ends_with_the_same_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(making, "BLOCK", 1 << 17)
+    count = 2 * 128 + 10
+
+    def make(base, stop_after):
+        calls = []
+
+        def report(done, total):
+            calls.append(done)
+            if len(calls) == stop_after:
+                raise KeyboardInterrupt
+
+        tasks.TASKS["pathfinder"].make(tasks.Order(base, base, samples=count, report=report))
+        return calls
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "a", stop_after=2)
+    assert not store.made(tmp_path / "a")
+    drawn = []
+    from ptd_conformance.lra.pathfinder import Generator
+
+    honest = Generator.parallel
+    monkeypatch.setattr(
+        Generator, "parallel", lambda self, first, *rest: drawn.append(first) or honest(self, first, *rest)
+    )
+    make(tmp_path / "a", stop_after=None)
+    resumed = list(drawn)
+    make(tmp_path / "b", stop_after=None)
+    assert resumed == [256]  # the two finished blocks were not drawn again
+    first, second = (store.check(store.find(tmp_path / name, "pathfinder"))["files"] for name in "ab")
+    assert first == second
+
+
+def test_nibbles_hold_two_tokens_to_a_byte():
+    tokens = np.arange(15, dtype=np.uint8)
+    manifest = {"length": 20, "pad": 15, "end": 9}
+    arrays = {"tokens": store.as_nibbles(tokens), "lengths": np.array([4, 11], np.uint16)}
+    rows, lengths = store._nibbles(manifest, arrays)
+    assert rows[0].tolist() == [0, 1, 2, 3, 9] + [15] * 15
+    assert rows[1, :12].tolist() == [*range(4, 15), 9]
+    assert lengths.tolist() == [5, 12]
+
+
+def test_data_folder_has_to_be_named(monkeypatch):
+    monkeypatch.delenv("PTD_DATA", raising=False)
+    with pytest.raises(
+        ValueError, match=r"^root: expected a data folder, got none; pass --root FOLDER or set PTD_DATA"
+    ):
+        store.root()
+
+
+# --- downloads
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A server of one file that honours ranges, and the ranges it was asked for."""
+    content, asked = bytes(range(256)) * 40, []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.headers.get("Range"))
+            start = int(asked[-1].removeprefix("bytes=").rstrip("-")) if asked[-1] else 0
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            self.wfile.write(content[start:])
+
+        def log_message(self, *_):
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}/x", content, asked
+        running.shutdown()
+        thread.join()
+
+
+def served(monkeypatch, url, content):
+    file = fetch.File("folder/x.bin", url, hashlib.md5(content).hexdigest())
+    monkeypatch.setitem(fetch.FILES, "image", [file])
+
+
+def test_fetch_writes_a_file_that_matches_its_checksum(server, tmp_path, monkeypatch):
+    url, content, asked = server
+    served(monkeypatch, url, content)
+    (path,) = fetch.fetch(tmp_path, "image")
+    fetch.fetch(tmp_path, "image")
+    assert (path.read_bytes(), len(asked)) == (content, 1)
+
+
+def test_fetch_goes_on_where_it_was_cut(server, tmp_path, monkeypatch):
+    url, content, asked = server
+    served(monkeypatch, url, content)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / ".x.bin.part").write_bytes(content[:1000])
+    (path,) = fetch.fetch(tmp_path, "image")
+    assert (path.read_bytes(), asked) == (content, ["bytes=1000-"])
+
+
+def test_fetched_file_that_does_not_match_is_discarded(server, tmp_path, monkeypatch):
+    url, content, _ = server
+    served(monkeypatch, url, content[:-1])
+    with pytest.raises(ValueError, match=r"^folder/x.bin: expected MD5 .*discarded"):
+        fetch.fetch(tmp_path, "image")
+    assert list((tmp_path / "folder").iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/x", "https://no-such-host.invalid/x"])
+def test_without_a_network_fetch_fails_in_a_second_with_one_line(url, tmp_path, monkeypatch):
+    served(monkeypatch, url, b"")
+    began = time.monotonic()
+    with pytest.raises(OSError, match=r"^network: expected .* to answer, got .*; copy the file") as found:
+        fetch.fetch(tmp_path, "image")
+    assert (time.monotonic() - began < 2, "\n" in str(found.value)) == (True, False)
+
+
+def test_generated_task_has_nothing_to_fetch(tmp_path):
+    with pytest.raises(ValueError, match=r"^listops: expected a task with files to fetch.*ptd data make listops$"):
+        fetch.fetch(tmp_path, "listops")
+
+
+def test_manifest_says_what_a_set_was_made_from(small_sets):
+    manifest = json.loads((Path(store.find(small_sets, "image")) / "manifest.json").read_text())
+    assert manifest["made_from"].keys() == {"content", "seed", "samples"}
+    assert manifest["full"] is False

@@ -1,0 +1,190 @@
+"""Records against published accuracies, the report's section, and the robustness measurement."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lra_sources import load, small_sets, tiny
+
+import ptd
+from ptd.quickstart import last_spike, wave
+from ptd_conformance.lra import clock, results, robustness, standings
+from ptd_conformance.lra.recipe import recipe
+from ptd_conformance.lra.training import Run
+
+__all__ = ["small_sets"]
+
+
+def record(**changes) -> results.Record:
+    """A record of a complete full run of S5 on ListOps."""
+    values = {
+        "lra": results.FORMAT,
+        "task": "listops",
+        "recipe": "s5",
+        "of": "S5",
+        "backend": "jax",
+        "device": "a device",
+        "seed": 0,
+        "epochs": 40,
+        "full": True,
+        "state": "complete",
+        "note": "",
+        "training_seconds": 1800,
+        "test": 0.63,
+        "curve": [],
+    }
+    return values | changes
+
+
+def outcome(*records: results.Record) -> str:
+    (found,) = [s for s in standings.standings(records) if s.backend]
+    return found.outcome
+
+
+def test_accuracy_at_or_above_the_published_one_meets_it():
+    assert outcome(record(test=0.6215)) == "met"
+
+
+def test_one_seed_below_the_published_accuracy_misses_it():
+    assert outcome(record(test=0.6214)) == "missed"
+
+
+def test_mean_within_one_standard_deviation_of_its_seeds_meets():
+    """Seeds 61.0, 62.0, 63.0: mean 62.0, deviation 1.0, against 62.15."""
+    assert outcome(*(record(seed=i, test=0.61 + 0.01 * i) for i in range(3))) == "met"
+
+
+def test_mean_further_off_than_its_spread_misses():
+    """Seeds 61.0, 61.1, 61.2: deviation 0.1."""
+    assert outcome(*(record(seed=i, test=0.61 + 0.001 * i) for i in range(3))) == "missed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"state": "running", "test": None}, "running"),
+        ({"state": "diverged", "test": None}, "diverged"),
+        ({"full": False, "test": 0.9}, "trial"),
+        ({"of": "", "test": 0.1}, "met"),
+    ],
+    ids=["running", "diverged", "trial", "no target"],
+)
+def test_what_is_no_result_is_called_by_its_name(changes, expected):
+    assert outcome(record(**changes)) == expected
+
+
+def test_trial_does_not_count_beside_a_full_run():
+    (found,) = [s for s in standings.standings([record(), record(seed=1, full=False, test=0.9)]) if s.backend]
+    assert found.accuracies == {0: pytest.approx(63.0)}
+
+
+def test_runs_that_are_due_and_missing_are_listed_with_the_reason():
+    found = {(s.task, s.recipe): s for s in standings.standings([record()])}
+    assert found["listops", "s5-ptd"].outcome == "not run"
+    assert found["retrieval", "s5"].note == "the data set has to be fetched from its publisher"
+    assert found["listops", "s5"].hours == 0.5
+
+
+def test_every_due_recipe_and_target_exists():
+    published = standings.targets()
+    for task, names in published["due"].items():
+        for name in names:
+            assert task in published["accuracy"][recipe(task, name).of]
+
+
+def test_record_of_another_kind_is_refused_by_name(tmp_path):
+    path = tmp_path / "odd.json"
+    path.write_text('{"lra": 1, "task": "listops"')
+    with pytest.raises(ValueError, match=r"^odd.json: expected the record of a run, got JSONDecodeError"):
+        results.read(path)
+    path.write_text('{"lra": 1, "task": "sudoku", "state": "complete"}')
+    with pytest.raises(ValueError, match=r"^odd.json: expected the record of a run, got .* missing"):
+        results.read(path)
+
+
+def test_changed_recipe_is_no_full_run(small_sets, tmp_path):
+    data = load(small_sets, "mnist", 16)
+    data = type(data)(data.task, data.key, data.d_input, dict(data.manifest) | {"full": True}, data.splits)
+    full = recipe("mnist", "s5")
+    small = tiny("mnist", "s5", epochs=full.epochs)
+    assert not results.is_full(Run(small, data, ptd.backend("jax"), 0, tmp_path))
+
+
+# --- commands
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess:
+    code = "from ptd.cli import main; main()"
+    environment = os.environ | {"COLUMNS": "250"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+
+
+@pytest.mark.parametrize(("test", "status"), [(0.63, 0), (0.60, 1)], ids=["met", "missed"])
+def test_conformance_checks_recorded_accuracies_and_fails_on_a_miss(test, status, tmp_path):
+    results.write(tmp_path / "a.json", record(test=test))
+    done = command("conformance", "--lra", "--results", str(tmp_path))
+    assert (done.returncode, "FAIL" in done.stdout) == (status, bool(status)), done.stderr
+
+
+def test_conformance_without_backend_or_lra_says_what_to_pass():
+    done = command("conformance")
+    assert (done.returncode, done.stderr.count("\n"), "pass --backend NAME, or --lra" in done.stderr) == (1, 1, True)
+
+
+def test_report_shows_the_accuracies(tmp_path):
+    source = Path(__file__).parent.parent / "conformance" / "results" / "numpy-cpu.json"
+    (tmp_path / "numpy-cpu.json").write_text(source.read_text())
+    (tmp_path / "lra").mkdir()
+    results.write(tmp_path / "lra" / "a.json", record())
+    done = command("report", str(tmp_path), "--html", str(tmp_path / "index.html"))
+    page = (tmp_path / "index.html").read_text()
+    assert done.returncode == 0, done.stderr
+    assert all(text in page for text in ("Long Range Arena", "<td>63.00", "<td>62.15", "<td>met", "<td>not run"))
+
+
+# --- robustness
+
+
+@pytest.fixture(scope="module")
+def trained(small_sets, tmp_path_factory) -> tuple[Run, Path]:
+    folder, data = tmp_path_factory.mktemp("scifar"), load(small_sets, "scifar", 64)
+    small = tiny("scifar", "s4d-learned", epochs=20)
+    assert Run(small, data, ptd.backend("jax"), 0, folder).go(clock.Clock())
+    return Run.selected(folder, data), folder
+
+
+def test_noise_is_measured_against_the_clean_accuracy_of_the_run(trained):
+    run, _ = trained
+    found = robustness.measure(run, amplitudes=(0.0, 300.0), frequencies=(1.0,), samples=1000)
+    assert found["clean"] == run.progress.test
+    assert found["by_amplitude"][0] == [0.0, found["clean"]]
+    assert found["by_amplitude"][1][1] < found["clean"]
+    assert found["w_0"] == last_spike(8)
+
+
+def test_noise_of_a_layer_runs_with_its_own_steps():
+    step = np.array([0.01, 0.02])
+    np.testing.assert_allclose(wave(step, 5, 10.0)[:, 1], np.cos(0.2 * np.arange(5)), rtol=1e-6)
+
+
+def test_results_are_written_read_and_tabulated(trained, tmp_path):
+    run, _ = trained
+    found = robustness.measure(run, amplitudes=robustness.AMPLITUDES[:1], frequencies=(0.5,), samples=8)
+    robustness.write(tmp_path, [found])
+    assert (tmp_path / "robustness.png").read_bytes().startswith(b"\x89PNG")
+    (table,) = robustness.table(tmp_path)
+    assert table["rows"][0][:2] == ["s4d-learned", "jax"]
+    assert results.read_all(tmp_path) == []
+    assert standings.section(tmp_path)[1]["title"] == table["title"]
+
+
+def test_run_that_is_not_complete_is_not_measured(small_sets, tmp_path):
+    with pytest.raises(ValueError, match=r"^runs: expected the folder of a complete run, got .*ptd train --resume"):
+        Run.selected(tmp_path, load(small_sets, "scifar", 64))

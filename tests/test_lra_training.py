@@ -1,0 +1,385 @@
+"""Training runs at a small size: every task end to end; a stopped or killed run resumed is the uninterrupted one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from lra_sources import load, small_sets, tiny
+
+import ptd
+from ptd_conformance.lra import checkpoint, clock, recipe, results, store
+from ptd_conformance.lra.tasks import TASKS
+from ptd_conformance.lra.training import Diverged, Run
+
+__all__ = ["small_sets"]
+
+HERE = Path(__file__).parent
+TRAINING = [n for n, found in ptd.backends().items() if found.loadable and "training" not in ptd.backend(n).unsupported]
+
+
+@pytest.fixture(params=TRAINING)
+def backend(request):
+    return ptd.backend(request.param)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiler():
+    """Nearly all of the time here is XLA's; what it leaves out changes rounding alike in all runs that are compared."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+#: The same for runs in a process of their own.
+ENVIRONMENT = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+JAX = ptd.backend("jax")
+RECIPES = {
+    "listops": "s5-ptd",
+    "text": "s5-ptd",
+    "retrieval": "s5",
+    "same-film": "s5-ptd-closed",
+    "image": "s5-ptd-closed",
+    "pathfinder": "s5",
+    "pathx": "s4",
+    "scifar": "s4d",
+    "mnist": "s5",
+    "pmnist": "s5",
+}
+
+
+class Stops(clock.Clock):
+    """A clock that stops a run after so many questions whether there is time."""
+
+    def __init__(self, after: int):
+        super().__init__()
+        self.left = after
+
+    def has(self, needed: float) -> bool:
+        self.left -= 1
+        return self.left >= 0
+
+
+def state(folder: Path) -> tuple[dict, dict]:
+    """A checkpoint without its clock times and sessions."""
+    arrays, values = checkpoint.load(folder)
+    p = values["progress"]
+    for name in ("seconds", "timed_seconds", "timed_samples", "sessions"):
+        p.pop(name)
+    for row in [*p["curve"], p["best"] or {}]:
+        row.pop("seconds", None)
+    return arrays, values
+
+
+def assert_same(first: Path, second: Path) -> None:
+    (a, values_a), (b, values_b) = state(first), state(second)
+    assert values_a == values_b
+    assert a.keys() == b.keys()
+    assert [name for name in a if a[name].tobytes() != b[name].tobytes()] == []
+
+
+# --- every task
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_task_runs_end_to_end(task, small_sets, tmp_path, backend):
+    run = Run(tiny(task, RECIPES[task]), load(small_sets, task), backend, 0, tmp_path)
+    assert run.go(clock.Clock())
+    record = results.of(run, "complete")
+    results.write(tmp_path / "record.json", record)
+    assert results.read(tmp_path / "record.json") == json.loads(json.dumps(record))
+    assert [row["epoch"] for row in record["curve"]] == [1, 2]
+    assert 0 <= record["test"] <= 1
+    assert (record["full"], record["task"], record["seed"]) == (False, task, 0)
+
+
+def test_there_is_something_to_learn_and_it_is_learnt(small_sets, tmp_path):
+    """Made-up images carry their label in their brightness: ten epochs of a tiny model find it."""
+    data = load(small_sets, "image", 32)
+    learned = Run(tiny("image", "s4-ptd-closed", epochs=60), data, JAX, 0, tmp_path)
+    assert learned.go(clock.Clock())
+    losses = [row["loss"] for row in learned.progress.curve]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_first_steps_are_equal_across_backends_and_ways_to_take_them(small_sets, backend):
+    """From the same parameters: jax step by step, and every backend on its whole set."""
+    small, data = tiny("listops", "s5-ptd-closed"), load(small_sets, "listops")
+    model, rule = small.description(data.d_input), small.rule(7, 2)
+    leaves, part, order = small.leaves(model, 0), data.splits["train"], np.arange(24).reshape(3, 8)
+    one_by_one = JAX.learner(model, leaves, rule, 0)
+    expected = [
+        float(one_by_one.step(part.inputs[rows], part.targets[rows].astype(np.int32), part.lengths[rows]))
+        for rows in order
+    ]
+    learner = backend.learner(model, leaves, rule, 0)
+    losses = learner.train(learner.place(part.inputs, part.targets, part.lengths), order)
+    np.testing.assert_allclose(losses[:1], expected[:1], rtol=1e-6)
+    # Adam makes a full step of a gradient that is all rounding: single leaves may differ, moves as a whole may not.
+    np.testing.assert_allclose(losses, expected, rtol=2e-4)
+    for name, value in one_by_one.parameters().items():
+        moved = np.abs(value - leaves[name]).mean()
+        assert np.abs(learner.parameters()[name] - value).mean() <= 0.02 * moved, name
+
+
+def test_evaluation_of_a_set_is_that_of_its_rows(small_sets, backend):
+    small, data = tiny("text", "s5"), load(small_sets, "text")
+    model, part = small.description(data.d_input), data.splits["test"]
+    learner = backend.learner(model, small.leaves(model, 0), small.rule(7, 2), 0)
+    outputs = learner.evaluate(learner.place(part.inputs, part.targets, part.lengths), np.array([5, 0, 7]), 2)
+    expected = learner.outputs(part.inputs[[5, 0, 7]], part.lengths[[5, 0, 7]])
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-5)
+
+
+# --- stopping and resuming
+
+
+@pytest.fixture(scope="module")
+def whole(small_sets, tmp_path_factory):
+    """An uninterrupted run with dropout and batch norm, and what it was made of."""
+    small = tiny("image", "s5-ptd-closed", epochs=3)
+    data, folder = load(small_sets, "image", 32), tmp_path_factory.mktemp("whole")
+    run = Run(small, data, JAX, 3, folder)
+    assert run.go(clock.Clock())
+    return small, data, folder
+
+
+@pytest.mark.parametrize("pauses", [[1], [2, 1, 3], [4, 2], [5, 1, 1, 1, 1, 1]], ids=str)
+def test_stopped_and_resumed_run_is_the_uninterrupted_one(whole, pauses, tmp_path):
+    small, data, folder = whole
+    for after in [*pauses, 1000]:
+        run = Run(small, data, JAX, 3, tmp_path)
+        run.restore()
+        complete = run.go(Stops(after))
+    assert complete
+    assert run.progress.sessions == len(pauses) + 1
+    assert_same(tmp_path, folder)
+
+
+def test_a_stopped_run_has_no_test_accuracy_yet(whole, tmp_path):
+    small, data, _ = whole
+    run = Run(small, data, JAX, 3, tmp_path)
+    assert not run.go(Stops(2))
+    assert (run.progress.test, run.progress.step > 0 or run.progress.epoch > 0) == (None, True)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+import ptd
+from ptd import parameters
+from ptd_conformance.lra import checkpoint, clock, training
+from lra_sources import load, tiny
+at = int(sys.argv[4])
+calls = [0]
+honest = parameters.replace_file
+
+def dying(path, data):
+    calls[0] += 1
+    if calls[0] == at:  # half of the file is written, nothing is renamed
+        path.with_name(f".{path.name}.{os.getpid()}").write_bytes(data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    honest(path, data)
+
+checkpoint.replace_file = dying
+checkpoint.PIECE = 4096
+training.SAVE_SECONDS = 0.0
+small = tiny("image", "s5-ptd-closed", epochs=3)
+run = training.Run(small, load(Path(sys.argv[1]), "image", 32), ptd.backend("jax"), 3, Path(sys.argv[2]))
+run.restore()
+run.go(clock.Clock())
+"""
+
+
+@pytest.mark.parametrize("at", [7, 14])
+def test_run_killed_in_the_middle_of_a_save_resumes_as_if_nothing_happened(whole, small_sets, at, tmp_path):
+    small, data, folder = whole
+    command = [sys.executable, "-c", KILLED, str(small_sets), str(tmp_path), str(HERE), str(at)]
+    died = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert list(tmp_path.glob(".checkpoint*"))
+    run = Run(small, data, JAX, 3, tmp_path)
+    assert run.restore()
+    assert run.go(clock.Clock())
+    assert_same(tmp_path, folder)
+    assert not list(tmp_path.glob(".checkpoint*"))
+
+
+@pytest.mark.parametrize("what", ["seed", "epochs", "recipe"])
+def test_checkpoint_of_another_run_is_refused(whole, what, tmp_path):
+    small, data, folder = whole
+    other = dataclasses.replace(small, optimizer=dict(small.optimizer) | {"lr": 0.5}) if what == "recipe" else small
+    run = Run(other, data, JAX, 4 if what == "seed" else 3, folder, epochs=5 if what == "epochs" else None)
+    with pytest.raises(
+        ValueError, match=rf": expected a checkpoint of the same {what}, got another's; use another --out"
+    ):
+        run.restore()
+
+
+def test_damaged_piece_of_a_checkpoint_is_named(whole, tmp_path):
+    import shutil
+
+    _, _, folder = whole
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    piece = next(copy.glob("*.piece"))
+    piece.write_bytes(piece.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"^{piece.name}: expected the content its name says"):
+        checkpoint.load(copy)
+
+
+def test_selected_parameters_of_a_complete_run_give_its_test_accuracy(whole):
+    _, data, folder = whole
+    run = Run.selected(folder, data)
+    assert run.accuracy("test") == run.progress.test
+
+
+def test_every_sample_comes_at_most_once_in_an_epoch_and_epochs_differ(whole):
+    small, data, folder = whole
+    run = Run(small, data, JAX, 3, folder)
+    first, second = run.order(0), run.order(1)
+    assert first.shape == (run.steps, small.batch)
+    assert len(np.unique(first)) == first.size
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, Run(small, data, JAX, 3, folder).order(0))
+
+
+def test_best_validation_accuracy_selects_and_the_later_of_equals(whole):
+    _, values = state(whole[2])
+    p = values["progress"]
+    best = max(row["validation"] for row in p["curve"])
+    assert p["best"] == [row for row in p["curve"] if row["validation"] == best][-1]
+
+
+def test_not_a_number_stops_the_run_with_step_and_parameter(small_sets, tmp_path):
+    small = tiny("image", "s4-ptd-closed", epochs=4)
+    small = dataclasses.replace(small, optimizer={"lr": 1e30, "ssm_lr": 1e-3})
+    run = Run(small, load(small_sets, "image", 32), JAX, 0, tmp_path)
+    with pytest.raises(
+        Diverged, match=r"^step \d+ \(epoch \d+\).*: expected a finite loss, got one that is not, first in "
+    ) as found:
+        run.go(clock.Clock())
+    named = str(found.value).rpartition("first in ")[2].partition(";")[0]
+    assert named in run.model.shapes()
+
+
+# --- the clock
+
+
+@pytest.mark.parametrize(("text", "expected"), [("9m", 540), ("90s", 90), ("1.5h", 5400), ("7", 7)])
+def test_durations(text, expected):
+    assert clock.seconds(text) == expected
+
+
+def test_what_is_no_duration_is_refused():
+    with pytest.raises(ValueError, match=r"^budget: expected a duration as 9m, 90s or 1.5h, got 'soon'"):
+        clock.seconds("soon")
+
+
+def test_nothing_begins_that_would_outlast_the_budget():
+    watch = clock.Clock(100, reserve=10)
+    assert (watch.has(80), watch.has(95)) == (True, False)
+
+
+def test_signal_ends_the_time():
+    with clock.Clock() as watch:
+        assert watch.has(1e9)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (watch.has(0), watch.why) == (False, "SIGTERM came")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+# --- recipes
+
+
+@pytest.mark.parametrize(("task", "name"), [(task, name) for task in TASKS for name in recipe.names(task)])
+def test_recipe_builds_its_model_and_optimiser(task, name):
+    found = recipe.recipe(task, name)
+    model = found.description(3 if task == "scifar" else 1 if TASKS[task].input else 20)
+    rule = found.rule(100, found.epochs)
+    assert rule.total_steps == 100 * found.epochs
+    assert rule.warmup_steps < rule.total_steps
+    assert (model.d_output, model.pair) == (TASKS[task].classes, TASKS[task].pair)
+    assert model.norm != "batch" or model.norm_momentum in (0.9, 0.95)
+
+
+def test_s5_recipe_of_text_is_the_published_one():
+    found = recipe.recipe("text", "s5-ptd")
+    model, rule = found.description(136), found.rule(450, 40)
+    assert (model.n_layers, model.layer.d_model, model.layer.d_state, model.layer.blocks) == (6, 256, 192, 12)
+    assert (rule.lr, rule.ssm_lr, rule.weight_decay, rule.warmup_steps) == (0.004, 0.001, 0.07, 5 * 450)
+    groups = {name: rule.group(f"blocks.0.layer.{name}") for name in ("B_re", "C_re", "Lambda_re", "log_step")}
+    assert (groups["B_re"].lr, groups["B_re"].weight_decay) == (0.001, 0)
+    assert (groups["C_re"].lr, groups["C_re"].weight_decay) == (0.004, 0.07)
+    assert (groups["Lambda_re"].weight_decay, groups["log_step"].lr) == (0, 0.004)
+
+
+def test_unknown_option_of_a_recipe_is_named(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text(
+        '[mine]\nlayer = {kind = "s5", d_model = 4, d_state = 4}\ntraining = {batch = 4, epochs = 1, warmup = 2}\n'
+    )
+    with pytest.raises(ValueError, match=r"^image mine: expected the tables .*, got also 'warmup'"):
+        recipe.recipe("image", f"{file}:mine")
+
+
+# --- the command
+
+
+def train(*arguments: str, data: Path) -> subprocess.CompletedProcess:
+    code = "from ptd.cli import main; main()"
+    environment = ENVIRONMENT | {"PTD_DATA": str(data)}
+    command = [sys.executable, "-c", code, "train", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.fixture(scope="module")
+def own_recipe(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("recipe") / "own.toml"
+    path.write_text(
+        '[small]\nlayer = {kind = "s4d", d_model = 4, d_state = 4}\ninitial = {init = "legs"}\n'
+        "model = {n_layers = 1}\noptimizer = {lr = 0.01}\ntraining = {batch = 8, epochs = 2}\n"
+    )
+    return f"{path}:small"
+
+
+def test_command_trains_and_leaves_record_curve_and_checkpoint(small_sets, own_recipe, tmp_path):
+    out = tmp_path / "run"
+    done = train("mnist", "--recipe", own_recipe, "--out", str(out), "--note", "a test", data=small_sets)
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout
+    record = results.read(out / "mnist-small-jax-0.json")
+    assert (record["state"], record["full"], record["note"], len(record["source"])) == ("complete", False, "a test", 64)
+    assert (out / "curve.csv").read_text().splitlines()[0] == "epoch,loss,validation,seconds"
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    again = train("mnist", "--recipe", own_recipe, "--out", str(out), data=small_sets)
+    assert (again.returncode, again.stderr.count("\n")) == (1, 1)
+    assert "pass --resume or another --out" in again.stderr
+
+
+def test_command_stops_within_its_budget_with_status_0(small_sets, own_recipe, tmp_path):
+    done = train("mnist", "--recipe", own_recipe, "--out", str(tmp_path), "--budget", "1s", data=small_sets)
+    assert done.returncode == 0, done.stderr
+    assert "stopped, the time budget is used up" in done.stdout.replace("\n", " ")
+    assert results.read(tmp_path / "mnist-small-jax-0.json")["state"] == "running"
+    assert checkpoint.load(tmp_path) is not None
+
+
+def test_command_names_a_backend_that_does_not_train(small_sets):
+    done = train("mnist", "--recipe", "s5", "--backend", "numpy", data=small_sets)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "backend: expected one that trains, got numpy" in done.stderr
+
+
+def test_data_sets_are_read_from_the_store_as_they_were_written(small_sets):
+    assert store.load(small_sets, "pathx").splits["train"].inputs.shape == (48, 16384)

@@ -1,0 +1,120 @@
+"""What mlx gets wrong and the backend works around. Each test fails when mlx changes: then the workaround can go."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from ptd_mlx import namespace
+
+EPS = 2.0**-23
+Z = np.array([0.3 + 0.7j, -0.4 + 0.2j], np.complex64)
+W = np.array([1.3 - 0.4j, 0.2 + 0.9j], np.complex64)
+
+
+def gradient(function):
+    """d/d(re, im) of <W, function(re + i im)>, as mlx has it."""
+
+    def loss(re, im):
+        y = function(re + 1j * im)
+        return mx.sum(mx.array(W.real) * mx.real(y) + mx.array(W.imag) * mx.imag(y))
+
+    re, im = mx.grad(loss, argnums=(0, 1))(mx.array(Z.real), mx.array(Z.imag))
+    return np.array(re) + 1j * np.array(im)
+
+
+def difference(function, step=1e-6):
+    """The same by central differences in double precision."""
+    loss = lambda z: np.sum(W.real * function(z).real + W.imag * function(z).imag)  # noqa: E731
+    unit = np.eye(len(Z))
+    along = lambda d: np.array([loss(Z + step * d * e) - loss(Z - step * d * e) for e in unit]) / (2 * step)  # noqa: E731
+    return along(1) + 1j * along(1j)
+
+
+#: Complex functions whose gradients mlx 0.32 gets wrong without a word, with NumPy's.
+WRONG = {
+    "power": (lambda z: z**2, lambda z: z**2),
+    "fractional power": (lambda z: z**0.5, lambda z: z**0.5),
+    "cumprod": (lambda z: mx.cumprod(z, axis=0), np.cumprod),
+    "logcumsumexp": (lambda z: mx.logcumsumexp(z, axis=0), lambda z: np.log(np.cumsum(np.exp(z)))),
+    "sign": (mx.sign, lambda z: z / np.abs(z)),
+}
+#: A control: the same measurement finds these right.
+RIGHT = {
+    "product": (lambda z: z * z, lambda z: z * z),
+    "exp": (mx.exp, np.exp),
+    "fft": (mx.fft.fft, np.fft.fft),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_complex_gradient_is_still_wrong_of(name):
+    """ptd.pairs keeps complex arithmetic out of mlx; these would be the reason not to let it back in."""
+    ours, theirs = WRONG[name]
+    assert np.max(np.abs(gradient(ours) - difference(theirs))) > 0.1
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_complex_gradient_is_right_of(name):
+    ours, theirs = RIGHT[name]
+    np.testing.assert_allclose(gradient(ours), difference(theirs), atol=1e-4)
+
+
+def test_complex128_still_becomes_complex64():
+    """MlxBackend.dtypes has no float64."""
+    assert mx.array(np.array([1j])).dtype == mx.complex64
+
+
+def test_float64_exponentials_are_still_computed_in_float32():
+    """MlxBackend.dtypes has no float64."""
+    with mx.stream(mx.cpu):
+        error = abs(mx.exp(mx.array(0.3, mx.float64)).item() - np.exp(0.3))
+    assert error > 1e-9
+
+
+def exponential_error(function):
+    x = np.random.default_rng(0).uniform(-20, 0, 100_000).astype(np.float32)
+    exact = np.exp(x.astype(np.float64))
+    return np.max(np.abs(np.array(function(mx.array(x)), np.float64) - exact) / exact) / EPS
+
+
+@pytest.mark.skipif(mx.default_device() == mx.gpu, reason="a fact about the CPU")
+def test_float32_exponential_is_still_off_by_more_than_an_ulp():
+    """namespace.exp reduces the argument itself."""
+    assert exponential_error(mx.exp) > 4
+
+
+def test_the_backends_exponential_is_off_by_less_than_an_ulp():
+    assert exponential_error(namespace.exp) < 1
+
+
+@pytest.mark.parametrize("x", [-np.inf, -200.0, -87.5, 0.0, 88.7, 89.0, np.inf, np.nan])
+def test_the_backends_exponential_keeps_the_ends_of_its_range(x):
+    with np.errstate(over="ignore", under="ignore"):
+        expected = np.exp(np.float32(x))
+    found = namespace.exp(mx.array(x, mx.float32)).item()
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=2.0**-126)
+
+
+@pytest.mark.parametrize("name", ["sin", "cos", "tanh", "sqrt", "log"])
+def test_other_functions_are_off_by_two_ulp_at_most(name):
+    """The conformance tolerances count a rounding or two per elementary function, no more."""
+    x = np.random.default_rng(1).uniform(0.01, 20, 100_000).astype(np.float32)
+    exact = getattr(np, name)(x.astype(np.float64))
+    error = np.abs(np.array(getattr(mx, name)(mx.array(x)), np.float64) - exact)
+    assert np.max(error / (EPS * np.maximum(np.abs(exact), 2.0**-4))) < 2
+
+
+def test_there_is_still_no_scan():
+    """ptd_mlx.tree is one."""
+    assert not any("scan" in name for name in dir(mx))
+
+
+@pytest.mark.skipif(mx.metal.is_available(), reason="there it runs")
+def test_kernels_still_cannot_run_without_their_device():
+    """tests/metal_shim runs them."""
+    kernel = mx.fast.metal_kernel("copy", ["a"], ["b"], "b[thread_position_in_grid.x] = a[thread_position_in_grid.x];")
+    launch = {"grid": (4, 1, 1), "threadgroup": (4, 1, 1), "output_shapes": [(4,)], "output_dtypes": [mx.float32]}
+    with pytest.raises(RuntimeError, match="No Metal back-end"):
+        kernel(inputs=[mx.zeros(4)], **launch)
