@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +73,7 @@ def test_gpu_carries_differentiate_as_the_tree():
     def here(*x):
         return pallas_gpu.carries(*x, interpret=True)
 
-    by_tree = functools.partial(kernels._carries, kernels.tree)
+    by_tree = kernels.RECURRENCES["tree"]().carries
     gradients = [jax.grad(lambda *x, f=f: loss(f, *x), (0, 1, 2)) for f in (here, by_tree)]
     found, expected = jax.jit(lambda *v: [g(*v) for g in gradients])(a, drive, start)
     close(found, expected)

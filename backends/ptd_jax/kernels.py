@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,41 +16,61 @@ from ptd.arrays import Array, as_planes, from_planes
 from ptd.kernels import Kernels
 from ptd.recurrence import LowRankTransition
 
-from . import pallas_gpu, pallas_tpu
 from .recurrences import loop, tree
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """One way to run x_k = Lambda_bar x_{k-1} + drive_k.
+
+    Attributes:
+        carries: as ptd.chunks.carries, with the states that enter from both sides, (..., D, 2, M); all in one dtype.
+        scan: as ptd.recurrence.scan, with a state and without resets.
+    """
+
+    carries: Callable[[Array, Array, Array], tuple[Array, Array]]
+    scan: Callable[[Array, Array, Array], Array]
 
 
 def scan_by(recurrence: str) -> Callable[..., Array]:
     """ptd.recurrence.scan by one of RECURRENCES."""
-    fixed, per_step = RECURRENCES[recurrence]
+    run = RECURRENCES[recurrence]().scan
 
     def scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Array | None = None) -> Array:
         if resets is not None:
             Lambda_bar = jnp.where(resets[..., None], jnp.zeros_like(Lambda_bar), Lambda_bar)
             state = None if state is None else jnp.where(resets[..., 0, None], jnp.zeros_like(state), state)
-        state = jnp.zeros_like(drive[..., 0, :]) if state is None else jnp.broadcast_to(state, drive[..., 0, :].shape)
-        if Lambda_bar.ndim > 1 or fixed is None:
-            return per_step(Lambda_bar, drive, state)
-        planes = jnp.moveaxis(as_planes(drive), -3, 0)
-        return from_planes(jnp.moveaxis(fixed(Lambda_bar, planes, as_planes(state)), 0, -3))
+        shape = drive[..., 0, :].shape
+        state = jnp.zeros(shape, drive.dtype) if state is None else jnp.broadcast_to(state, shape)
+        return run(Lambda_bar, drive, state)
 
     return scan
 
 
 def carries_by(recurrence: str) -> Callable[..., tuple[Array, Array]]:
     """ptd.chunks.carries by one of RECURRENCES, both directions at once; its argument scan is not used."""
-    fixed, _ = RECURRENCES[recurrence]
+    run = RECURRENCES[recurrence]().carries
 
     def carries(Lambda_bar: Array, drive: Array, state: Array | None = None, **_: Any) -> tuple[Array, Array]:
         dtype, wide = drive.dtype, drive.astype(Lambda_bar.real.dtype)
         start = jnp.zeros_like(wide[..., 0, :, :, :])
         start = start if state is None else start.at[..., 0, :, :].set(state)
-        entering, final = (pallas_gpu.carries if fixed is None else functools.partial(_carries, fixed))(
-            Lambda_bar, wide, start
-        )
+        entering, final = run(Lambda_bar, wide, start)
         return entering.astype(dtype), final
 
     return carries
+
+
+def on_planes(fixed: Callable[..., Array], per_step: Callable[..., Array]) -> Recurrence:
+    """The recurrence from its form on planes, with time first, and that for a coefficient per step."""
+
+    def scan(Lambda_bar: Array, drive: Array, state: Array) -> Array:
+        if Lambda_bar.ndim > 1:
+            return per_step(Lambda_bar, drive, state)
+        planes = jnp.moveaxis(as_planes(drive), -3, 0)
+        return from_planes(jnp.moveaxis(fixed(Lambda_bar, planes, as_planes(state)), 0, -3))
+
+    return Recurrence(functools.partial(_carries, fixed), scan)
 
 
 def _carries(fixed: Callable, Lambda_bar: Array, drive: Array, start: Array) -> tuple[Array, Array]:
@@ -117,13 +138,24 @@ def _time_first(x: Array, axis: int) -> Array:
     return jnp.moveaxis(x, axis, 0)
 
 
-#: The ways to run a recurrence, by name: with one coefficient for all steps, on planes with time first (None: the
-#: kernel of the second takes it), and with one per step, on complex arrays.
-RECURRENCES: dict[str, tuple[Callable | None, Callable]] = {
-    "loop": (loop, _loop_per_step),
-    "tree": (tree, associative_scan),
-    "pallas": (None, pallas_gpu.scan),
-    "pallas-tpu": (pallas_tpu.scan, associative_scan),
+def _pallas() -> Recurrence:
+    from . import pallas_gpu
+
+    return Recurrence(pallas_gpu.carries, pallas_gpu.scan)
+
+
+def _pallas_tpu() -> Recurrence:
+    from . import pallas_tpu
+
+    return on_planes(pallas_tpu.scan, associative_scan)
+
+
+#: The ways to run a recurrence, by name. Pallas is imported where it is asked for.
+RECURRENCES: dict[str, Callable[[], Recurrence]] = {
+    "loop": lambda: on_planes(loop, _loop_per_step),
+    "tree": lambda: on_planes(tree, associative_scan),
+    "pallas": _pallas,
+    "pallas-tpu": _pallas_tpu,
 }
 
 #: By platform, the recurrence and the forms that are fastest, by measurement: see ptd_jax.speed. On a CPU the loop is

@@ -58,7 +58,7 @@ def training_steps(
         )
         placed = learner.place(inputs, rng.integers(0, row.classes, row.batch))
         order = np.tile(np.arange(row.batch, dtype=np.int32), (CHUNK, 1))
-        with jax.default_matmul_precision("tensorfloat32"):
+        with backend.fast_products():
             program = learner._programs.run
             run, compile_seconds, bytes_ = _compiled(
                 program, learner._state, learner._key, placed, order, np.int32(steps)

@@ -97,6 +97,7 @@ def report(
 
     from . import record
     from . import report as pages
+    from . import speed
     from .lra import standings
 
     files = sorted(file for path in results for file in (path.glob("*.json") if path.is_dir() else [path]))
@@ -105,7 +106,8 @@ def report(
     records = [record.read(file) for file in files]
     folders = [path / "lra" for path in results if (path / "lra").is_dir()]
     accuracies = [table for folder in folders for table in standings.section(folder)]
-    replace_file(html, pages.page(records, lra=accuracies).encode())
+    measured = [speed.table(file) for path in results for file in sorted((path / "speed").glob("*.json"))]
+    replace_file(html, pages.page(records, lra=accuracies, speed=measured).encode())
     if readme:
         replace_file(readme, pages.with_support_table(readme.read_text(), records).encode())
     console = Console()

@@ -10,11 +10,11 @@ import numpy as np
 
 from .. import tolerance
 from ..bench import Bench, Values
-from ..cases import SUBJECTS, Case, case
+from ..cases import COMMON, SUBJECTS, Case, case
 from ..clause import clause
 from ..outcome import Measurement, compare
 
-L = 12
+L = COMMON
 
 
 def same(bench: Bench, label: str, whole: Case, y: Values, x: Values | None = None) -> Iterator[Measurement]:

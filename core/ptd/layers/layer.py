@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import numpy as np
-
 from .. import checks, sequences
 from ..arrays import Array, as_complex, as_pair, astype, from_pair, namespace
 from ..discretization import RULES
