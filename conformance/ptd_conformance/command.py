@@ -95,9 +95,8 @@ def report(
 
     from ptd.parameters import replace_file
 
-    from . import record
+    from . import record, speed
     from . import report as pages
-    from . import speed
     from .lra import standings
 
     files = sorted(file for path in results for file in (path.glob("*.json") if path.is_dir() else [path]))
