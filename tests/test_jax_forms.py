@@ -71,8 +71,7 @@ def test_carries_on_a_tree_equal_those_of_the_definition(shape):
         assert_allclose(x, y, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kept", [0, blocks.KEPT])
-@pytest.mark.parametrize(("L", "lengths"), [(12, None), (11, (10, 3))])
+@pytest.mark.parametrize(("L", "lengths", "kept"), [(12, None, 0), (11, (10, 3), 0), (11, (10, 3), blocks.KEPT)])
 def test_blocks_of_time_equal_the_whole_scan_gradients_included(L, lengths, kept, monkeypatch):
     monkeypatch.setattr(blocks, "KEPT", kept)
     layer = LAYERS["s5 both ways"]

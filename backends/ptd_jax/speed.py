@@ -58,13 +58,13 @@ def training_steps(
         )
         placed = learner.place(inputs, rng.integers(0, row.classes, row.batch))
         order = np.tile(np.arange(row.batch, dtype=np.int32), (CHUNK, 1))
+        state, rest = learner._state, (learner._key, placed, order, np.int32(steps))
         with backend.fast_products():
-            run, compile_seconds, bytes_ = _compiled(learner._run, learner._state, placed, order, np.int32(steps))
-        state = learner._state
+            run, compile_seconds, bytes_ = _compiled(learner._programs.run, state, *rest)
 
-        def once(run: Callable = run, placed: Any = placed, order: Any = order) -> Any:
+        def once(run: Callable = run, rest: tuple = rest) -> Any:
             nonlocal state
-            state, losses = run(state, placed, order, np.int32(steps))
+            state, losses = run(state, *rest)
             return losses
 
         jax.block_until_ready(once())
@@ -77,7 +77,7 @@ def training_steps(
             gibibytes=bytes_ / GIB,
             note=f"compiled in {compile_seconds:.1f} s, recurrence {backend.recurrence}",
         )
-        del learner, placed, state, run, once
+        del learner, placed, state, rest, run, once
 
 
 def layers(
