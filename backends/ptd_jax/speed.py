@@ -232,7 +232,7 @@ FIGURES: dict[str, Callable[..., Iterator[Figure]]] = {
 def main() -> None:
     """Print figures, one a line."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("figures", nargs="*", choices=[[], *FIGURES], default=["training"])
+    parser.add_argument("figures", nargs="+", choices=FIGURES)
     parser.add_argument("--only", nargs="*", choices=TRAINING_STEPS, help="rows of training and recurrences")
     parser.add_argument("--recurrence", choices=RECURRENCES, help="by default the platform's")
     chosen = parser.parse_args()
