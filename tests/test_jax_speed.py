@@ -29,9 +29,9 @@ def test_training_step_is_timed_with_its_memory():
 
 
 def test_layer_is_timed_against_the_plain_formulation():
-    (figure,) = speed.layers(be, layer=ptd.S5(2, 4), shapes=[(1, 1100)])
+    (figure,) = speed.layers(be, layer=ptd.S5(2, 4), shapes=[(1, 20)])
     assert figure.ratio == figure.other / figure.seconds
-    assert figure.note.endswith("form scan in blocks of 275")
+    assert figure.note.endswith("form scan in blocks of 20")
 
 
 def test_two_devices_are_not_measured_on_one():

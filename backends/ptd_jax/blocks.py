@@ -20,9 +20,9 @@ from ptd.layers import S5, Layer
 
 from .recurrences import loop
 
-#: Complex states of one block, in all: half a megabyte in single precision.
-BLOCK_STATES = 2**16
-SHORTEST, LONGEST = 32, 512
+#: Complex states of one block, in all: two megabytes in single precision, so that two cores share its products.
+BLOCK_STATES = 2**18
+SHORTEST, LONGEST = 32, 2048
 #: States, in all, up to which they are kept for the gradient: 16 megabytes in single precision.
 KEPT = 2**21
 

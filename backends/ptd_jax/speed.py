@@ -58,16 +58,13 @@ def training_steps(
         )
         placed = learner.place(inputs, rng.integers(0, row.classes, row.batch))
         order = np.tile(np.arange(row.batch, dtype=np.int32), (CHUNK, 1))
+        state, rest = learner._state, (learner._key, placed, order, np.int32(steps))
         with backend.fast_products():
-            program = learner._programs.run
-            run, compile_seconds, bytes_ = _compiled(
-                program, learner._state, learner._key, placed, order, np.int32(steps)
-            )
-        state, key = learner._state, learner._key
+            run, compile_seconds, bytes_ = _compiled(learner._programs.run, state, *rest)
 
-        def once(run: Callable = run, key: Any = key, placed: Any = placed, order: Any = order) -> Any:
+        def once(run: Callable = run, rest: tuple = rest) -> Any:
             nonlocal state
-            state, losses = run(state, key, placed, order, np.int32(steps))
+            state, losses = run(state, *rest)
             return losses
 
         jax.block_until_ready(once())
@@ -80,7 +77,7 @@ def training_steps(
             gibibytes=bytes_ / GIB,
             note=f"compiled in {compile_seconds:.1f} s, recurrence {backend.recurrence}",
         )
-        del learner, placed, state, run, once
+        del learner, placed, state, rest, run, once
 
 
 def layers(
@@ -235,7 +232,7 @@ FIGURES: dict[str, Callable[..., Iterator[Figure]]] = {
 def main() -> None:
     """Print figures, one a line."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("figures", nargs="*", choices=[[], *FIGURES], default=["training"])
+    parser.add_argument("figures", nargs="+", choices=FIGURES)
     parser.add_argument("--only", nargs="*", choices=TRAINING_STEPS, help="rows of training and recurrences")
     parser.add_argument("--recurrence", choices=RECURRENCES, help="by default the platform's")
     chosen = parser.parse_args()
