@@ -155,6 +155,37 @@ def layer_run(backend: TorchBackend, layer: Layer, B: int, L: int) -> Callable[[
     return lambda: torch.autograd.grad(apply(params, u), [*params.values(), u], weights)
 
 
+def layers(backend: TorchBackend) -> Iterator[Figure]:
+    """One S5 layer forward and backward, uncompiled, against the package s5-pytorch where it is installed."""
+    H, P = 64, 64
+    layer = ptd.S5(H, 2 * P)
+    leaves = ptd.initialize(layer, np.random.default_rng(0), init="legs")
+    params = {name: backend.asarray(value, "float32").requires_grad_() for name, value in leaves.items()}
+    for L in (1024, 4096, 16384, 65536):
+        u = torch.randn(1, L, H, device=backend.torch_device).requires_grad_()
+
+        def ours(u: Any = u) -> Any:
+            return torch.autograd.grad(backend.apply(layer, params, u).square().mean(), [*params.values(), u])
+
+        other = None
+        if importlib.util.find_spec("s5") is not None:
+            from s5 import S5
+
+            theirs = S5(H, P).to(backend.torch_device)
+
+            def run(u: Any = u, theirs: Any = theirs) -> Any:
+                return torch.autograd.grad(theirs(u).square().mean(), [*theirs.parameters(), u])
+
+            other = _seconds(backend, run)
+        yield Figure(
+            f"s5 forward + backward 1 x {H} x {L}, {P} modes",
+            _seconds(backend, ours),
+            other,
+            "s5-pytorch in this run" if other else "",
+            target=3.0,
+        )
+
+
 def long_sequence(backend: TorchBackend) -> Iterator[Figure]:
     """One S5 layer on 2^20 samples, batch 1."""
     yield _layer_figure(backend, ptd.S5(128, 256, blocks=16, bidirectional=True), 1, 2**20, None, None)
@@ -175,4 +206,5 @@ FIGURES: dict[str, Callable[[TorchBackend], Iterator[Figure]]] = {
     "scans": scans,
     "blocks": blocks,
     "long": long_sequence,
+    "layers": layers,
 }
