@@ -14,7 +14,12 @@ import ptd
 from ptd_jax import backend, sharding
 
 L = 32
-MESH = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "time"))
+
+
+@functools.cache
+def grid() -> Mesh:
+    """Eight devices, two by four; no test process but this script's has as many."""
+    return Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "time"))
 
 
 def compare(name: str, found, expected) -> None:
@@ -30,7 +35,7 @@ def parameters(description, **options) -> dict:
 
 
 def placed(u, *axes):
-    return jax.device_put(u, NamedSharding(MESH, PartitionSpec(*axes)))
+    return jax.device_put(u, NamedSharding(grid(), PartitionSpec(*axes)))
 
 
 def gradients_equal(layer, lengths) -> None:
@@ -43,7 +48,7 @@ def gradients_equal(layer, lengths) -> None:
         return jnp.sum(w * y), y
 
     gradient = jax.jit(jax.grad(loss, (0, 1), has_aux=True), static_argnums=2)
-    across = functools.partial(sharding.apply, mesh=MESH, axis="time")
+    across = functools.partial(sharding.apply, mesh=grid(), axis="time")
     found = gradient(params, placed(u, "data", "time"), across)
     compare(layer.kind, found, gradient(params, u, backend.apply))
     assert found[1].sharding.spec[:2] == ("data", "time") or lengths is not None
@@ -55,7 +60,9 @@ def state_is_carried() -> None:
     params, rng = parameters(layer), np.random.default_rng(3)
     u, state = rng.standard_normal((2, L, 3)), jnp.asarray(rng.standard_normal(layer.state_shape((2,))))
     call = {"state": state, "return_state": True, "step_scale": 0.5}
-    found = jax.jit(lambda u: sharding.apply(layer, params, u, mesh=MESH, axis="time", **call))(placed(u, None, "time"))
+    found = jax.jit(lambda u: sharding.apply(layer, params, u, mesh=grid(), axis="time", **call))(
+        placed(u, None, "time")
+    )
     compare("state", found, backend.apply(layer, params, jnp.asarray(u), **call))
 
 
@@ -63,7 +70,7 @@ def model_is_sequence_parallel() -> None:
     """A model whose layers run across devices equals the model on one."""
     model = ptd.SequenceModel(ptd.S5(4, 4, bidirectional=True), 2, 3, 5, norm="batch")
     params, u = parameters(model), np.random.default_rng(4).standard_normal((2, L, 3))
-    run = functools.partial(sharding.apply, mesh=MESH, axis="time")
+    run = functools.partial(sharding.apply, mesh=grid(), axis="time")
     found = jax.jit(lambda u: model.apply(params, u, run=run))(placed(u, "data", "time"))
     compare("model", found, backend.apply_model(model, params, jnp.asarray(u)))
 
