@@ -70,7 +70,8 @@ class Optimizer:
         >>> len(Optimizer(lr=4e-3, total_steps=10, weight_decay=0.1, rule="BandCdecay").groups())
         4
         """
-        return list(dict.fromkeys(self.group(name) for name in ("norm.mean", "Lambda_re", "log_step", "B_re", "C_re")))
+        names = ("norm.mean", "Lambda_re", "log_step", "B_re", "C_re", "decoder.weight")
+        return list(dict.fromkeys(self.group(name) for name in names))
 
     def group(self, name: str) -> Group:
         """The group of a leaf, by its dotted name.
