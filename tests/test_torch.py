@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -194,10 +195,16 @@ def test_gradients_per_sample_equal_gradients_of_samples(form, params):
     close(found, {name: torch.stack([sample[name] for sample in samples]) for name in found})
 
 
+@pytest.mark.parametrize("kind", [ptd.S4, ptd.S4D, ptd.DSS, ptd.S5])
+def test_vmap_runs_every_kind_of_layer(kind):
+    layer = be.new(kind, 4, 8, init="legs")
+    close(torch.func.vmap(layer)(U), layer(U))
+
+
 def test_vmap_over_an_ensemble_of_layers_equals_each(params):
     others = {name: value * 1.1 for name, value in params.items()}
     both = {name: torch.stack([params[name], others[name]]) for name in params}
-    found = torch.func.vmap(lambda params: be.apply(LAYER, params, U, form="scan"))(both)
+    found = torch.func.vmap(lambda params: be.apply(LAYER, params, U))(both)
     close(found, torch.stack([be.apply(LAYER, params, U), be.apply(LAYER, others, U)]))
 
 
@@ -283,6 +290,16 @@ def test_exported_step_equals_step(layer):
     state = torch.ones(layer.description.state_shape((3,)))
     exported = torch.export.export(Step(layer), (U[:, 0], layer.initial_state((3,))))
     close(exported.module()(U[:, 1], state), layer.step(U[:, 1], state))
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")  # torch 2.13's exporter calls what it deprecates
+def test_step_as_onnx_equals_step(layer, tmp_path):
+    torch.onnx.export(Step(layer).eval(), (U[:, 0], layer.initial_state((3,))), tmp_path / "step.onnx", verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "step.onnx")
+    u_k, state = U[:, 1], torch.ones(layer.description.state_shape((3,)))
+    named = zip((given.name for given in session.get_inputs()), (u_k.numpy(), state.numpy()), strict=True)
+    y_k, state_k = (torch.from_numpy(found) for found in session.run(None, dict(named)))
+    close((y_k, state_k), layer.step(u_k, state))
 
 
 # --- processes -------------------------------------------------------------------------------------------------
