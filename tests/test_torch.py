@@ -201,11 +201,19 @@ def test_vmap_runs_every_kind_of_layer(kind):
     close(torch.func.vmap(layer)(U), layer(U))
 
 
-def test_vmap_over_an_ensemble_of_layers_equals_each(params):
-    others = {name: value * 1.1 for name, value in params.items()}
-    both = {name: torch.stack([params[name], others[name]]) for name in params}
-    found = torch.func.vmap(lambda params: be.apply(LAYER, params, U))(both)
-    close(found, torch.stack([be.apply(LAYER, params, U), be.apply(LAYER, others, U)]))
+@pytest.mark.parametrize("call", [{}, {"form": "scan"}, {"form": "scan", "step_scale": [0.5, 2.0] * 4 + [1.0]}])
+@pytest.mark.parametrize("kind", [ptd.S4D, ptd.S5])
+def test_vmap_over_an_ensemble_of_layers_equals_each_gradient_included(kind, call):
+    def loss(params):
+        y = be.apply(kind(4, 8), params, U, **call)
+        return y.square().mean(), y
+
+    ensemble = [dict(be.new(kind, 4, 8, init="legs", seed=seed).state_dict()) for seed in (0, 1)]
+    stacked = {name: torch.stack([params[name] for params in ensemble]) for name in ensemble[0]}
+    found = torch.func.vmap(torch.func.grad(loss, has_aux=True))(stacked)
+    for i, params in enumerate(ensemble):
+        expected = torch.func.grad(loss, has_aux=True)(params)
+        close(({name: value[i] for name, value in found[0].items()}, found[1][i]), expected)
 
 
 def test_checkpointed_activations_give_the_same_gradient(params):
