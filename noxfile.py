@@ -21,7 +21,7 @@ def install(session: nox.Session, *extras: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Core against mathematics, and the conformance suite against broken backends."""
-    install(session, "test", "quickstart", "lra", "examples", "jax", "torch", "mlx")
+    install(session, "test", "quickstart", "lra", "examples", "jax", "torch", "torch-export", "mlx")
     session.run("python", "-m", "pytest", *session.posargs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,7 +24,9 @@ from .compilation import compiled
 from .kernels import KERNELS
 from .scan import kernel_path
 
-xp = array_api_compat.array_namespace(torch.zeros(0))
+_compatible = array_api_compat.array_namespace(torch.zeros(0))
+xp = types.ModuleType(_compatible.__name__)
+vars(xp).update(vars(_compatible), moveaxis=torch.movedim)  # torch.func.vmap has no rule for moveaxis (torch 2.13)
 arrays.NAMESPACES[torch.Tensor] = arrays.NAMESPACES[torch.nn.Parameter] = xp
 
 

@@ -12,7 +12,7 @@ from ptd import convolution
 from ptd.arrays import Array, as_planes, from_planes
 from ptd.kernels import Kernels
 
-from .scan import scan as scan_planes
+from .transforms import scan as scan_planes
 
 
 def scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Tensor | None = None) -> Array:

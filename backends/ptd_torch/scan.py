@@ -9,10 +9,13 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ptd import checks
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -30,22 +33,32 @@ def scan(a: Tensor, drive: Tensor, x0: Tensor | None, exclusive: bool) -> tuple[
     """All states of x_k = a_k x_{k-1} + drive_k, in D directions at once.
 
     Args:
-        a: (2, M), (G, 2, M) for G equal groups of rows, or (R, n, 2, M) per step with D = 1.
-        drive: (R, n, D, 2, M); direction 0 runs left to right, direction 1 right to left.
+        a: (2, M), (G, 2, M) for G equal groups of rows, or, unless exclusive, (R, n, 2, M) per step.
+        drive: (R, n, D, 2, M); direction 0 runs left to right, direction 1 right to left; D = 1 unless exclusive.
         x0: (R, D, 2, M), the states before the first sample of each direction; zero if None.
         exclusive: the states before each sample, and the final ones; else those after each sample, and no final.
 
     Returns:
         x (R, n, D, 2, M) in the dtype of drive, and final (R, D, 2, M) in that of a, the dtype computed in.
     """
+    _check(a, drive, exclusive)
     x, final, _ = _walk(a, drive, x0, exclusive=exclusive)
     return x, final if exclusive else final.new_empty(0)
 
 
 @scan.register_fake
 def _(a: Tensor, drive: Tensor, x0: Tensor | None, exclusive: bool) -> tuple[Tensor, Tensor]:
+    _check(a, drive, exclusive)
     R, _, D, _, M = drive.shape
     return torch.empty_like(drive, memory_format=torch.contiguous_format), a.new_empty((R, D, 2, M) if exclusive else 0)
+
+
+def _check(a: Tensor, drive: Tensor, exclusive: bool) -> None:
+    """Refuse what the adjoint does not cover."""
+    if exclusive and a.ndim == 4:
+        raise checks.fail("exclusive", "False with coefficients per step", exclusive, "shift the states")
+    if not exclusive and drive.shape[2] != 1:
+        raise checks.fail("drive", "one direction unless exclusive", tuple(drive.shape), "flip the other")
 
 
 @torch.library.custom_op("ptd::scan_adjoint", mutates_args=())
@@ -68,16 +81,20 @@ def _(a: Tensor, states: Tensor, grad: Tensor, grad_final: Tensor, exclusive: bo
     return drive, torch.empty_like(a) if a.ndim == 4 else a.new_empty((R, D, 2, M)), a.new_empty((R, D, 2, M))
 
 
-def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    """What the gradient of scan keeps of a call."""
     a, _, x0, ctx.exclusive = inputs
     ctx.has_x0 = x0 is not None
     # The state before the first sample is x0 itself; the gradient of a needs it where states are those after.
     ctx.save_for_backward(a, output[0], None if ctx.exclusive else x0)
 
 
-def _backward(ctx: Any, grad: Tensor, grad_final: Tensor) -> tuple:
+def backward(
+    ctx: Any, grad: Tensor, grad_final: Tensor, *, adjoint: Callable[..., tuple[Tensor, ...]] = scan_adjoint
+) -> tuple:
+    """The gradient of scan by its arguments; adjoint runs scan_adjoint."""
     a, x, x0 = ctx.saved_tensors
-    drive, grad_a, grad_x0 = scan_adjoint(a, x, grad.to(x.dtype), grad_final, ctx.exclusive)
+    drive, grad_a, grad_x0 = adjoint(a, x, grad.to(x.dtype), grad_final, ctx.exclusive)
     if x0 is not None:
         first = _times_conj(drive[:, 0].to(a.dtype), x0.to(a.dtype))
         grad_a = torch.cat([grad_a[:, :1] + first, grad_a[:, 1:]], dim=1) if a.ndim == 4 else grad_a + first
@@ -87,7 +104,7 @@ def _backward(ctx: Any, grad: Tensor, grad_final: Tensor) -> tuple:
     return grad_a, drive, grad_x0 if ctx.has_x0 else None, None
 
 
-scan.register_autograd(_backward, setup_context=_setup)
+scan.register_autograd(backward, setup_context=setup_context)
 
 
 def _per_row(a: Tensor, rows: int) -> Tensor:

@@ -1,0 +1,322 @@
+"""The torch backend as torch users meet it: modules, autocast, transformations, export, processes."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import ptd
+from ptd_torch import backend
+from ptd_torch.modules import param_groups
+from ptd_torch.scan import scan
+
+be = backend.on("cpu")
+LAYER = ptd.S5(4, 8)
+U = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 9, 4)).astype(np.float32))
+MODEL = ptd.SequenceModel(ptd.S4D(8, 4), 2, 4, 3, norm="batch")
+OPTIMIZER = ptd.Optimizer(lr=1e-2, total_steps=9, ssm_lr=1e-3, weight_decay=0.1, frozen=("log_step",))
+
+
+@pytest.fixture(scope="module")
+def params():
+    drawn = ptd.initialize(LAYER, np.random.default_rng(0), init="legs")
+    return {name: be.asarray(value, "float32") for name, value in drawn.items()}
+
+
+@pytest.fixture(scope="module")
+def y(params):
+    return be.apply(LAYER, params, U)
+
+
+@pytest.fixture
+def layer():
+    return be.S5(4, 8, init="legs")
+
+
+@pytest.fixture(scope="module")
+def leaves():
+    return MODEL.initialize(np.random.default_rng(0), init="legs")
+
+
+@pytest.fixture
+def model(leaves):
+    return be.module(MODEL, leaves)
+
+
+def close(found, expected, tolerance=1e-6):
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+def squares(params, u):
+    return be.apply(LAYER, params, u).square().mean()
+
+
+# --- modules ---------------------------------------------------------------------------------------------------
+
+
+def test_state_dict_holds_real_tensors_under_the_names_of_core(model, leaves):
+    state = model.state_dict()
+    assert state.keys() == leaves.keys()
+    assert {value.dtype for value in state.values()} == {torch.float32}
+
+
+def test_state_dict_loads_into_another_module(model, leaves):
+    other = be.module(MODEL, {name: np.zeros_like(value) for name, value in leaves.items()})
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(U), model(U))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copy_of_a_module_has_its_outputs_and_leaves_of_its_own(copied, model):
+    other, before = copied(model), model(U)
+    assert torch.equal(other(U), before)
+    with torch.no_grad():
+        other.decoder.weight.zero_()
+    assert torch.equal(model(U), before)
+
+
+def test_module_in_float64_keeps_its_outputs(layer):
+    expected = layer(U)
+    assert layer.to(torch.float64)(U.double()).dtype == torch.float64
+    close(layer(U.double()).float(), expected)
+
+
+@pytest.mark.parametrize("narrowed", ["half", "bfloat16"])
+def test_narrower_parameters_are_refused_in_one_line(narrowed, layer):
+    message = r"^dtype: expected float32 or float64 parameters, got torch\.\w+16; [^\n]*torch\.autocast[^\n]*$"
+    with pytest.raises(ValueError, match=message):
+        getattr(layer, narrowed)()
+    assert layer.Lambda_re.dtype == torch.float32
+
+
+def test_print_shows_the_description(layer):
+    assert repr(layer.description) in repr(layer)
+
+
+def test_device_is_the_one_named():
+    assert be.device() == "cpu"
+    assert be.S5(4, 8, init="legs").Lambda_re.device == torch.device("cpu")
+
+
+def test_kernel_path_on_a_cpu_is_tensors(layer, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert (be.kernel_path(), layer.kernel_path) == ("torch", "torch")
+
+
+def test_module_stepped_sample_by_sample_equals_its_forward(layer):
+    state, outputs = layer.initial_state((3,)), []
+    for u_k in U.unbind(1):
+        y_k, state = layer.step(u_k, state)
+        outputs.append(y_k)
+    expected, final = layer(U, return_state=True)
+    close(torch.stack(outputs, 1), expected)
+    close(state, final)
+
+
+def test_param_groups_put_leaves_at_the_rates_of_the_optimizer(layer):
+    wrapped = torch.nn.Sequential(torch.nn.Linear(4, 4), layer)
+    names = {parameter: name.rpartition(".")[2] for name, parameter in wrapped.named_parameters()}
+    groups = param_groups(wrapped, OPTIMIZER)
+    found = {(g["lr"], g["weight_decay"]): {names[parameter] for parameter in g["params"]} for g in groups}
+    state_space = {"Lambda_re", "Lambda_im", "B_re", "B_im"}
+    assert found == {(1e-3, 0.0): state_space, (1e-2, 0.1): {"C_re", "C_im", "D", "weight", "bias"}}
+
+
+def test_frozen_leaf_stays_while_the_others_train(layer):
+    before = {name: value.detach().clone() for name, value in layer.named_parameters()}
+    optimizer = torch.optim.AdamW(param_groups(layer, OPTIMIZER))
+    layer(U).square().mean().backward()
+    optimizer.step()
+    assert {name for name, value in layer.named_parameters() if torch.equal(value, before[name])} == {"log_step"}
+
+
+# --- mixed precision -------------------------------------------------------------------------------------------
+
+
+def test_autocast_runs_activations_in_bfloat16_beside_float32_parameters(layer):
+    expected = layer(U)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(U)
+    assert (found.dtype, layer.Lambda_re.dtype) == (torch.bfloat16, torch.float32)
+    close(found.float(), expected, 0.02 * expected.abs().max().item())
+
+
+def test_training_under_autocast_lowers_the_loss(model):
+    optimizer, targets, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), torch.tensor([0, 1, 2]), []
+    for _ in range(10):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(model(U).float(), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_float16_activations_run_beside_float32_parameters(params, y):
+    found = be.apply(LAYER, params, U.half())
+    assert found.dtype == torch.float16
+    close(found.float(), y, 0.004 * y.abs().max().item())
+
+
+# --- transformations -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", [{}, {"form": "scan"}, {"step_scale": [0.5, 2.0] * 4 + [1.0]}])
+def test_vmap_over_the_batch_equals_the_batch(call, params):
+    found = torch.func.vmap(lambda u: be.apply(LAYER, params, u, **call))(U)
+    close(found, be.apply(LAYER, params, U, **call))
+
+
+def test_functional_gradient_equals_that_of_backward(params):
+    expected = be.gradients(lambda **params: squares(params, U), params)
+    found = torch.func.grad(squares)(params, U)
+    assert found.keys() == expected.keys()
+    close(found, expected)
+
+
+@pytest.mark.parametrize("form", ["scan", "chunked"])
+def test_gradients_per_sample_equal_gradients_of_samples(form, params):
+    def loss(params, u):
+        return be.apply(LAYER, params, u, form=form).square().mean()
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(params, U)
+    samples = [torch.func.grad(loss)(params, u) for u in U]
+    close(found, {name: torch.stack([sample[name] for sample in samples]) for name in found})
+
+
+@pytest.mark.parametrize("kind", [ptd.S4, ptd.S4D, ptd.DSS, ptd.S5])
+def test_vmap_runs_every_kind_of_layer(kind):
+    layer = be.new(kind, 4, 8, init="legs")
+    close(torch.func.vmap(layer)(U), layer(U))
+
+
+@pytest.mark.parametrize("call", [{}, {"form": "scan"}, {"form": "scan", "step_scale": [0.5, 2.0] * 4 + [1.0]}])
+@pytest.mark.parametrize("kind", [ptd.S4D, ptd.S5])
+def test_vmap_over_an_ensemble_of_layers_equals_each_gradient_included(kind, call):
+    def loss(params):
+        y = be.apply(kind(4, 8), params, U, **call)
+        return y.square().mean(), y
+
+    ensemble = [dict(be.new(kind, 4, 8, init="legs", seed=seed).state_dict()) for seed in (0, 1)]
+    stacked = {name: torch.stack([params[name] for params in ensemble]) for name in ensemble[0]}
+    found = torch.func.vmap(torch.func.grad(loss, has_aux=True))(stacked)
+    for i, params in enumerate(ensemble):
+        expected = torch.func.grad(loss, has_aux=True)(params)
+        close(({name: value[i] for name, value in found[0].items()}, found[1][i]), expected)
+
+
+def test_checkpointed_activations_give_the_same_gradient(params):
+    expected = be.gradients(lambda **params: squares(params, U), params)
+    found = be.gradients(lambda **params: checkpoint(squares, params, U, use_reentrant=False), params)
+    close(found, expected, 0)
+
+
+# --- the operator ----------------------------------------------------------------------------------------------
+
+
+def planes(*shape):
+    """Random planes of modulus about 1/2 in float64, to be differentiated."""
+    return torch.from_numpy(np.random.default_rng(len(shape)).uniform(-0.5, 0.5, shape)).requires_grad_()
+
+
+SHARED, PER_GROUP, PER_STEP = planes(2, 2), planes(2, 2, 2), planes(4, 5, 2, 2)
+BOTH_WAYS, ONE_WAY = planes(4, 5, 2, 2, 2), planes(4, 5, 1, 2, 2)
+CALLS = [
+    (SHARED, ONE_WAY, False),
+    (PER_GROUP, ONE_WAY, False),
+    (PER_STEP, ONE_WAY, False),
+    (SHARED, BOTH_WAYS, True),
+    (PER_GROUP, BOTH_WAYS, True),
+]
+
+
+@pytest.mark.parametrize("starts", [False, True])
+@pytest.mark.parametrize(("a", "drive", "exclusive"), CALLS)
+def test_scan_has_the_gradient_of_its_values(a, drive, exclusive, starts):
+    x0 = planes(4, drive.shape[2], 2, 2) if starts else None
+    results = 2 if exclusive else 1
+    assert torch.autograd.gradcheck(lambda *tensors: scan(*tensors, exclusive)[:results], (a, drive, x0))
+
+
+@pytest.mark.parametrize(("a", "drive", "exclusive"), CALLS)
+def test_scan_is_a_well_formed_operator(a, drive, exclusive):
+    torch.library.opcheck(torch.ops.ptd.scan.default, (a, drive, planes(4, drive.shape[2], 2, 2), exclusive))
+
+
+@pytest.mark.parametrize(
+    ("a", "drive", "exclusive", "message"),
+    [
+        (PER_STEP, ONE_WAY, True, r"^exclusive: expected False with coefficients per step, got True"),
+        (SHARED, BOTH_WAYS, False, r"^drive: expected one direction unless exclusive, got \(4, 5, 2, 2, 2\)"),
+    ],
+)
+def test_scan_refuses_what_has_no_gradient(a, drive, exclusive, message):
+    with pytest.raises(ValueError, match=message):
+        scan(a, drive, None, exclusive)
+
+
+def test_second_derivative_is_refused(params):
+    slope = torch.func.grad(lambda scale: squares(params, scale * U))
+    with pytest.raises(RuntimeError, match=r"^gradients: expected a first derivative of the scan, got a second"):
+        torch.func.grad(slope)(torch.tensor(1.0))
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------
+
+
+class Step(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, u_k, state):
+        return self.layer.step(u_k, state)
+
+
+def test_forward_is_one_graph_under_torch_compile(layer):
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    close(compiled(U), layer(U))
+
+
+def test_exported_forward_equals_the_module(layer):
+    exported = torch.export.export(layer, (U,))
+    close(exported.module()(2 * U), layer(2 * U))
+
+
+def test_exported_step_equals_step(layer):
+    state = torch.ones(layer.description.state_shape((3,)))
+    exported = torch.export.export(Step(layer), (U[:, 0], layer.initial_state((3,))))
+    close(exported.module()(U[:, 1], state), layer.step(U[:, 1], state))
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")  # torch 2.13's exporter calls what it deprecates
+def test_step_as_onnx_equals_step(layer, tmp_path):
+    torch.onnx.export(Step(layer).eval(), (U[:, 0], layer.initial_state((3,))), tmp_path / "step.onnx", verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "step.onnx")
+    u_k, state = U[:, 1], torch.ones(layer.description.state_shape((3,)))
+    named = zip((given.name for given in session.get_inputs()), (u_k.numpy(), state.numpy()), strict=True)
+    y_k, state_k = (torch.from_numpy(found) for found in session.run(None, dict(named)))
+    close((y_k, state_k), layer.step(u_k, state))
+
+
+# --- processes -------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_equal_one(tmp_path):
+    """A step under DDP and one under FSDP2; see torch_processes.py."""
+    script = Path(__file__).with_name("torch_processes.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script, tmp_path / "meeting-point"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr[-2000:]
