@@ -19,7 +19,7 @@ from ptd.arrays import Array
 from ptd.contract import Backend
 from ptd.model import SequenceModel, Training, is_statistic
 from ptd.optimization import Group, Optimizer
-from ptd.whole_sets import as_set, batches
+from ptd.whole_sets import Placed, as_set, batches
 
 #: Steps per call of the compiled loop. It is fixed, and how many of them run is an argument: one program whatever
 #: the number of steps, so that splitting a run differently cannot change its rounding.
@@ -32,18 +32,6 @@ class State(NamedTuple):
     leaves: dict[str, Array]
     optimizer: Any
     steps: Array
-
-
-class Placed(NamedTuple):
-    """A data set on the device."""
-
-    inputs: Array
-    targets: Array
-    lengths: Array | None
-
-    def rows(self, index: Array) -> Placed:
-        """The batch of the rows in index."""
-        return Placed(*(None if part is None else part[index] for part in self))
 
 
 class Programs(NamedTuple):

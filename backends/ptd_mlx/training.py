@@ -7,7 +7,7 @@ for a model of one layer, and most of a step is products and transforms.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -21,19 +21,7 @@ from ptd.arrays import Array
 from ptd.contract import Backend
 from ptd.model import SequenceModel, Training, is_statistic
 from ptd.optimization import Group, Optimizer
-from ptd.whole_sets import as_set, batches
-
-
-class Placed(NamedTuple):
-    """A data set as mlx holds it."""
-
-    inputs: Array
-    targets: Array
-    lengths: Array | None
-
-    def rows(self, index: Array) -> Placed:
-        """The batch of the rows in index."""
-        return Placed(*(None if part is None else part[index] for part in self))
+from ptd.whole_sets import Placed, as_set, batches
 
 
 class MlxLearner:

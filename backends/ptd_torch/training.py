@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,21 +17,9 @@ from ptd import checks
 from ptd.contract import Backend
 from ptd.model import SequenceModel, Training, is_statistic
 from ptd.optimization import Optimizer
-from ptd.whole_sets import as_set, batches
+from ptd.whole_sets import Placed, as_set, batches
 
 from .compilation import compiled as compile_once
-
-
-class Placed(NamedTuple):
-    """A data set, or a batch, on the device."""
-
-    inputs: Tensor
-    targets: Tensor
-    lengths: Tensor | None
-
-    def rows(self, index: Tensor) -> Placed:
-        """The batch of the rows in index."""
-        return Placed(*(None if part is None else part[index] for part in self))
 
 
 class TorchLearner:

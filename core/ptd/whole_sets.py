@@ -1,43 +1,42 @@
-"""Training on whole data sets in terms of single steps, for learners whose framework has nothing better."""
+"""Whole data sets as learners hold them, and training on them step by step where a framework has nothing better."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import checks
+from .arrays import Array
 
 
-@dataclass(frozen=True)
-class HostSet:
-    """A data set on the host, as place got it."""
+class Placed(NamedTuple):
+    """A data set, or a batch of one, where a learner reads it: arrays of the host or of a framework."""
 
-    inputs: NDArray
-    targets: NDArray
-    lengths: NDArray | None
+    inputs: Array
+    targets: Array
+    lengths: Array | None
 
-    def rows(self, index: NDArray) -> tuple[NDArray, NDArray, NDArray | None]:
+    def rows(self, index: Array) -> Placed:
         """The batch of the rows in index."""
-        return self.inputs[index], self.targets[index], None if self.lengths is None else self.lengths[index]
+        return Placed(*(None if part is None else part[index] for part in self))
 
 
 class WholeSets:
     """place, train and evaluate of ptd.contract.Learner from step and outputs, one batch at a time from the host."""
 
-    def place(self, inputs: NDArray, targets: NDArray, lengths: NDArray | None = None) -> HostSet:
+    def place(self, inputs: NDArray, targets: NDArray, lengths: NDArray | None = None) -> Placed:
         """See ptd.contract.Learner."""
-        return HostSet(*as_set(inputs, targets, lengths))
+        return Placed(*as_set(inputs, targets, lengths))
 
-    def train(self: Any, placed: HostSet, order: NDArray[np.integer]) -> NDArray[np.float32]:
+    def train(self: Any, placed: Placed, order: NDArray[np.integer]) -> NDArray[np.float32]:
         """See ptd.contract.Learner."""
         # floats last: a framework may still be computing while the next step is queued
         losses = [self.step(*placed.rows(index)) for index in order]
         return np.array([float(loss) for loss in losses], np.float32)
 
-    def evaluate(self: Any, placed: HostSet, indices: NDArray[np.integer], batch: int) -> NDArray[np.float32]:
+    def evaluate(self: Any, placed: Placed, indices: NDArray[np.integer], batch: int) -> NDArray[np.float32]:
         """See ptd.contract.Learner."""
         parts = []
         for index in batches(indices, batch):
