@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from numpy.typing import NDArray
 
 from ptd.arrays import Array
 from ptd.contract import Backend
 from ptd.layers import Layer
 from ptd.model import SequenceModel, is_statistic
+from ptd.module import ModuleMethods
 
 
 class Leaves(nnx.Module):
@@ -33,35 +29,17 @@ class Leaves(nnx.Module):
                 setattr(self, head, Leaves(members))
 
 
-class Module(Leaves):
+class Module(Leaves, ModuleMethods):
     """A layer or model with its parameters; calls, steps and exchanges leaves as the contract says."""
 
     def __init__(self, backend: Backend, description: Layer | SequenceModel, leaves: dict[str, Array]):
         super().__init__(leaves)
         self.backend, self.description = backend, description
 
-    def __call__(self, u: Array, **call: Any) -> Any:
-        """The output on whole sequences; arguments as Layer.apply or SequenceModel.apply."""
-        apply = self.backend.apply if isinstance(self.description, Layer) else self.backend.apply_model
-        return apply(self.description, self._arrays(), u, **call)
+    __call__ = ModuleMethods.run
 
-    def step(self, u_k: Array, state: Any, **call: Any) -> Any:
-        """One sample; arguments as Layer.step or SequenceModel.step."""
-        step = self.backend.step if isinstance(self.description, Layer) else type(self.description).step
-        return step(self.description, self._arrays(), u_k, state, **call)
-
-    def initial_state(self, batch: tuple[int, ...] = ()) -> Any:
-        """A zero state of a layer; of a model, one per block."""
-        dtype = next(iter(self._arrays().values())).dtype
-        if isinstance(self.description, Layer):
-            return jnp.zeros(self.description.state_shape(batch), dtype)
-        return [jnp.zeros(shape, dtype) for shape in self.description.state_shapes(batch)]
-
-    def leaves(self) -> dict[str, NDArray]:
-        """The parameters by name, on the host."""
-        return {name: np.asarray(value) for name, value in self._arrays().items()}
-
-    def _arrays(self) -> dict[str, Array]:
+    def arrays(self) -> dict[str, Array]:
+        """The leaves by name."""
         flat = nnx.to_flat_state(nnx.state(self))
         return {".".join(map(str, path)): variable.get_value() for path, variable in flat}
 

@@ -17,7 +17,7 @@ from .streams import linear
 
 Array = Any
 
-__all__ = ["arange", "asarray", "complex_as_pairs", "conj", "exp", "eye", "imag", "linear", "real"]
+__all__ = ["arange", "asarray", "complex_as_pairs", "conj", "exp", "eye", "imag", "linear", "real", "zeros"]
 
 #: Tells ptd.arrays that complex arrays are ptd.pairs.Pair.
 complex_as_pairs = True
@@ -68,6 +68,11 @@ def arange(stop: int, dtype: Any = None, device: None = None) -> Array:
 def eye(n: int, dtype: Any = None, device: None = None) -> Array:
     """The identity (n, n)."""
     return mx.eye(n, dtype=dtype)
+
+
+def zeros(shape: tuple[int, ...], dtype: Any = None, device: None = None) -> Array:
+    """Zeros."""
+    return mx.zeros(shape, dtype=dtype)
 
 
 def __getattr__(name: str) -> Any:

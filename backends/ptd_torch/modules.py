@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ptd import checks
 from ptd.contract import Backend
 from ptd.layers import Layer
 from ptd.model import SequenceModel, is_statistic
+from ptd.module import ModuleMethods
 from ptd.optimization import Optimizer
 
 
@@ -38,7 +37,7 @@ class Leaves(nn.Module):
                 owner.register_parameter(last, nn.Parameter(value))
 
 
-class Module(Leaves):
+class Module(Leaves, ModuleMethods):
     """A layer or model with its parameters; calls, steps and exchanges leaves as the contract says.
 
     Parameters stay float32 or float64; for narrower activations run it under torch.autocast.
@@ -56,33 +55,15 @@ class Module(Leaves):
 
         return kernel_path(next(self.parameters()).device)
 
-    def forward(self, u: Tensor, **call: Any) -> Any:
-        """The output on whole sequences; arguments as Layer.apply or SequenceModel.apply."""
-        apply = self.backend.apply if isinstance(self.description, Layer) else self.backend.apply_model
-        return apply(self.description, self._tensors(), u, **call)
+    forward = ModuleMethods.run
 
-    def step(self, u_k: Tensor, state: Any, **call: Any) -> Any:
-        """One sample; arguments as Layer.step or SequenceModel.step."""
-        step = self.backend.step if isinstance(self.description, Layer) else type(self.description).step
-        return step(self.description, self._tensors(), u_k, state, **call)
-
-    def initial_state(self, batch: tuple[int, ...] = ()) -> Any:
-        """A zero state of a layer; of a model, one per block."""
-        like = next(self.parameters())
-        if isinstance(self.description, Layer):
-            return like.new_zeros(self.description.state_shape(batch))
-        return [like.new_zeros(shape) for shape in self.description.state_shapes(batch)]
-
-    def leaves(self) -> dict[str, NDArray]:
-        """The parameters by name, on the host."""
-        return {name: np.array(value.detach().cpu()) for name, value in self._tensors().items()}
+    def arrays(self) -> dict[str, Tensor]:
+        """The leaves by name."""
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
     def extra_repr(self) -> str:
         """The description, for print."""
         return repr(self.description)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
         dtype = fn(next(self.parameters()).detach()[:0]).dtype

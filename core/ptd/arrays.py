@@ -28,6 +28,7 @@ __all__ = [
     "namespace",
     "real",
     "scale",
+    "zeros",
 ]
 
 #: Namespaces whose complex numbers are Pairs. torch: its compiler emits no complex code, and complex models export to
@@ -99,6 +100,11 @@ def as_planes(x: Array) -> Array:
 def arange(stop: int, like: Array) -> Array:
     """0 ... stop - 1 in the dtype and on the device of a real or integer array."""
     return namespace(like).arange(stop, dtype=like.dtype, device=_device(like))
+
+
+def zeros(shape: tuple[int, ...], like: Array) -> Array:
+    """Zeros in the dtype and on the device of a real array."""
+    return namespace(like).zeros(shape, dtype=like.dtype, device=_device(like))
 
 
 def eye(n: int, like: Array) -> Array:

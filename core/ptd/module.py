@@ -1,0 +1,50 @@
+"""What the modules of all backends do alike; a framework's own part is how a module owns its leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import Array, zeros
+from .layers import Layer
+from .model import SequenceModel
+
+
+class ModuleMethods:
+    """Running, stepping and exchanging leaves, as ptd.contract.Backend.module says, from the arrays a module owns.
+
+    Attributes:
+        backend: runs the pure functions.
+        description: the layer or model.
+    """
+
+    backend: Any
+    description: Layer | SequenceModel
+
+    def arrays(self) -> dict[str, Array]:
+        """The leaves by name, as the framework's arrays."""
+        raise NotImplementedError
+
+    def run(self, u: Array, **call: Any) -> Any:
+        """The output on whole sequences; arguments as Layer.apply or SequenceModel.apply."""
+        apply = self.backend.apply if isinstance(self.description, Layer) else self.backend.apply_model
+        return apply(self.description, self.arrays(), u, **call)
+
+    def step(self, u_k: Array, state: Any, **call: Any) -> Any:
+        """One sample; arguments as Layer.step or SequenceModel.step."""
+        if isinstance(self.description, Layer):
+            return self.backend.step(self.description, self.arrays(), u_k, state, **call)
+        return self.description.step(self.arrays(), u_k, state, **call)
+
+    def initial_state(self, batch: tuple[int, ...] = ()) -> Any:
+        """A zero state of a layer; of a model, one per block."""
+        like = next(iter(self.arrays().values()))
+        if isinstance(self.description, Layer):
+            return zeros(self.description.state_shape(batch), like)
+        return [zeros(shape, like) for shape in self.description.state_shapes(batch)]
+
+    def leaves(self) -> dict[str, NDArray]:
+        """The parameters by name, on the host."""
+        return {name: np.array(self.backend.to_numpy(value)) for name, value in self.arrays().items()}
