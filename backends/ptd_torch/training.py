@@ -55,7 +55,8 @@ class TorchLearner:
         self._compiled = self._on_gpu if compiled is None else compiled
         # One block is compiled for all; what is outside of blocks is a small part of a step.
         self._block = compile_once(self._block_of) if self._compiled else self._block_of
-        self._graphs: dict[Any, tuple[Any, Tensor, Tensor]] = {}
+        # Each graph with the data set it reads: freed, its memory and its id would be another's.
+        self._graphs: dict[Any, tuple[Any, Tensor, Tensor, Placed]] = {}
 
     # --- the contract ------------------------------------------------------------------------------------------
 
@@ -169,8 +170,8 @@ class TorchLearner:
     def _replay(self, placed: Placed, index: Tensor) -> Tensor:
         key = (id(placed.inputs), tuple(index.shape))
         if key not in self._graphs:
-            self._graphs[key] = self._capture(placed, index)
-        graph, static_index, loss = self._graphs[key]
+            self._graphs[key] = (*self._capture(placed, index), placed)
+        graph, static_index, loss, _ = self._graphs[key]
         static_index.copy_(index)
         graph.replay()
         return loss

@@ -225,6 +225,10 @@ def walk(
         (R, D, 2, M), or (R, n, 2, M) per step; None without before.
     """
     R, n, D, _, M = drive.shape
+    # The kernel takes neighbouring modes of x0 to lie side by side, and writes a gradient per step as a is laid out:
+    # an expanded tensor, which a sum's gradient or a broadcast coefficient can be, is neither.
+    x0 = None if x0 is None else x0.contiguous()
+    a = a.contiguous() if a.ndim == 4 else a
     x = torch.empty((R, n, D, 2, M), dtype=drive.dtype, device=drive.device)
     final = torch.empty((R, D, 2, M), dtype=a.dtype, device=a.device)
     if x.numel() == 0:
