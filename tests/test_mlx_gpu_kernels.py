@@ -1,13 +1,13 @@
-"""The GPU kernels of the mlx backend, run on the host: the text that mlx generates, compiled over a shim of Metal.
+"""The GPU kernels of the mlx backend: on mlx's GPU where there is one, Apple's or NVIDIA's, and otherwise on the host.
 
-What the shim cannot show: Metal's own compiler, and the arithmetic and the memory of a real GPU.
+There the text that mlx generates is compiled over a shim of Metal. What the shim cannot show: Metal's own compiler, and
+the arithmetic and the memory of a real GPU.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-import sys
 
 import mlx.core as mx
 import numpy as np
@@ -22,9 +22,9 @@ from ptd_conformance.runner import run, trials
 from ptd_mlx import MlxBackend, gpu
 from ptd_mlx.kernels import ON_GPU, with_gradient
 
-pytestmark = pytest.mark.skipif(
-    sys.platform == "darwin", reason="there the conformance suite runs the kernels themselves"
-)
+#: Whether the kernels run as Metal or CUDA, without the shim.
+ON_A_GPU = mx.default_device() == mx.gpu
+of_the_shim = pytest.mark.skipif(ON_A_GPU, reason="on a GPU the kernels run without the shim")
 
 EPS = 2.0**-23
 BATCH = 2
@@ -38,8 +38,9 @@ def compiled(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def on_the_shim(compiled, monkeypatch):
-    monkeypatch.setattr(gpu, "kernel", compiled)
+def kernels_that_run(compiled, monkeypatch):
+    if not ON_A_GPU:
+        monkeypatch.setattr(gpu, "kernel", compiled)
 
 
 def draw(rng, *shape):
@@ -196,7 +197,7 @@ def test_gradients_of_the_fused_scan_are_its_derivatives(L, N, resets):
 # --- layers ----------------------------------------------------------------------------------------------------
 
 
-class OnTheShim(MlxBackend):
+class WithKernels(MlxBackend):
     """The backend with the kernels of a GPU."""
 
     kernels = ON_GPU
@@ -206,7 +207,7 @@ class OnTheShim(MlxBackend):
 CLAUSES = ("K1", "K2", "K6", "L1", "L3", "L6", "L8", "L10", "L11", "L12", "L15", "L17", "G1", "G2", "G3", "G5")
 TRIALS = [
     trial
-    for trial in trials(OnTheShim())
+    for trial in trials(WithKernels())
     if trial.clause.id in CLAUSES and not trial.subject.startswith("s4-") and "bilinear" not in trial.subject
 ]
 
@@ -219,22 +220,23 @@ def test_conformance_holds_with_the_kernels_of_a_gpu(trial, bench):
 
 @pytest.fixture(scope="module")
 def bench():
-    return Bench(OnTheShim(), "float32")
+    return Bench(WithKernels(), "float32")
 
 
 @pytest.mark.parametrize(("call", "expected"), [({}, "siso_scan"), ({"step_scale": np.ones(5)}, "diagonal_scan")])
-def test_a_layer_per_feature_scans_in_the_fused_kernel_where_steps_are_equal(call, expected, compiled, monkeypatch):
-    used = []
-    monkeypatch.setattr(gpu, "kernel", lambda name, *names: used.append(name) or compiled(name, *names))
+def test_a_layer_per_feature_scans_in_the_fused_kernel_where_steps_are_equal(call, expected, monkeypatch):
+    used, kernel = [], gpu.kernel
+    monkeypatch.setattr(gpu, "kernel", lambda name, *names: used.append(name) or kernel(name, *names))
     layer = ptd.S4D(3, 4)
     params = {n: mx.array(v) for n, v in ptd.initialize(layer, np.random.default_rng(0), init="legs").items()}
-    OnTheShim().apply(layer, params, mx.ones((2, 5, 3)), form="scan", **call)
+    WithKernels().apply(layer, params, mx.ones((2, 5, 3)), form="scan", **call)
     assert used == [expected]
 
 
 # --- what the shim is good for ---------------------------------------------------------------------------------
 
 
+@of_the_shim
 @pytest.mark.parametrize("order", [lambda n: np.arange(n)[::-1], lambda n: np.random.default_rng(0).permutation(n)])
 def test_the_order_of_threads_does_not_matter(order, compiled, monkeypatch):
     u, a, w, c, start, flagged = siso_arguments(70, 5, True)
@@ -262,6 +264,7 @@ BROKEN = {
 }
 
 
+@of_the_shim
 @pytest.mark.parametrize("change", BROKEN)
 def test_the_shim_catches_a_kernel(change, tmp_path, monkeypatch):
     """Each defect shows as an error of the shim or as a wrong result in one of three orders of threads."""
