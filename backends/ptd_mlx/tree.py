@@ -70,25 +70,26 @@ def _tree(a: Planes, b: Planes, reverse: bool) -> Planes:
         return _loop(a, b, None, reverse)
     grouped = slice(rest, None) if reverse else slice(0, L - rest)
 
-    def member(x: Planes, which: int) -> Planes:
+    def members(x: Planes) -> list[Planes]:
+        """A group's steps in the direction of time; where all steps share one coefficient, that one for each."""
         if x[0].ndim == 1:
-            return x
-        re, im = (part[:, grouped].reshape(rows, groups, RADIX, M)[:, :, which] for part in x)
-        return re, im
+            return [x] * RADIX
+        side_by_side = [part[:, grouped].reshape(rows, groups, RADIX * M) for part in x]
+        parts = [[part[..., j * M : (j + 1) * M] for part in side_by_side] for j in range(RADIX)]
+        return [(re, im) for re, im in (parts[::-1] if reverse else parts)]
 
-    order = range(RADIX)[::-1] if reverse else range(RADIX)
-    lead, *others = ((member(a, which), member(b, which)) for which in order)
-    (decay, end) = lead
+    steps = list(zip(members(a), members(b), strict=True))
+    (decay, end), *others = steps
     for a_j, b_j in others:
         decay, end = _product(*a_j, *decay), _step(*a_j, *end, *b_j)
     ends = _tree(decay, end, reverse)
     x = (_delayed(ends[0], reverse), _delayed(ends[1], reverse))
     states = []
-    for a_j, b_j in (lead, *others[:-1]):
+    for a_j, b_j in steps[:-1]:
         x = _step(*a_j, *x, *b_j)
         states.append(x)
-    states = [*states, ends][::-1] if reverse else [*states, ends]
-    re, im = (mx.stack(parts, axis=2).reshape(rows, L - rest, M) for parts in zip(*states, strict=True))
+    states = [ends, *states[::-1]] if reverse else [*states, ends]
+    re, im = (mx.concatenate(parts, axis=-1).reshape(rows, L - rest, M) for parts in zip(*states, strict=True))
     return _extended(a, b, (re, im), rest, reverse) if rest else (re, im)
 
 
