@@ -73,20 +73,32 @@ def test_float64_exponentials_are_still_computed_in_float32():
     assert error > 1e-9
 
 
-def exponential_error(function):
-    x = np.random.default_rng(0).uniform(-20, 0, 100_000).astype(np.float32)
+HALF_LN2 = np.log(2) / 2
+ON_A_GPU = mx.default_device() == mx.gpu
+
+
+def exponential_error(function, low=-20.0, high=0.0):
+    """The largest relative error over an interval, in EPS."""
+    x = np.random.default_rng(0).uniform(low, high, 100_000).astype(np.float32)
     exact = np.exp(x.astype(np.float64))
     return np.max(np.abs(np.array(function(mx.array(x)), np.float64) - exact) / exact) / EPS
 
 
-@pytest.mark.skipif(mx.default_device() == mx.gpu, reason="a fact about the CPU")
+@pytest.mark.skipif(ON_A_GPU, reason="a fact about the CPU")
 def test_float32_exponential_is_still_off_by_more_than_an_ulp():
     """namespace.exp reduces the argument itself."""
     assert exponential_error(mx.exp) > 4
 
 
-def test_the_backends_exponential_is_off_by_less_than_an_ulp():
-    assert exponential_error(namespace.exp) < 1
+def test_the_backends_exponential_adds_a_quarter_of_an_ulp_to_mlx_s_own_near_zero():
+    """Rounding of the reduced argument, below ln(2)/2, is an eighth of EPS; the scaling by 2^n is exact."""
+    assert exponential_error(namespace.exp) < exponential_error(mx.exp, -HALF_LN2, HALF_LN2) + 0.25
+
+
+def test_the_backends_exponential_is_as_good_as_its_device_allows():
+    """A CPU's series gives 0.89 EPS, an H200 1.16: CUDA takes 2^x from an instruction. Metal promises 4 ulp for exp."""
+    limit = 1 if not ON_A_GPU else 1.25 if mx.cuda.is_available() else 4.25
+    assert exponential_error(namespace.exp) < limit
 
 
 @pytest.mark.parametrize("x", [-np.inf, -200.0, -87.5, 0.0, 88.7, 89.0, np.inf, np.nan])
