@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -39,11 +40,11 @@ def _layer(backend: MlxBackend, layer: S5, L: int) -> Iterator[Figure]:
     params = {name: backend.asarray(value, "float32") for name, value in drawn.items()}
     u = backend.asarray(np.random.default_rng(1).standard_normal((1, L, layer.d_model)), "float32")
     ours = _differentiated(lambda params, u: backend.apply(layer, params, u))
-    seconds, memory = _measured(mx.compile(ours), params, u)
+    seconds, busy, memory = _measured(mx.compile(ours), params, u)
     for name, scan in PLAIN.items():
         plain = _differentiated(lambda params, u, scan=scan: plain_s5(params, u, scan))
-        other, other_memory = _measured(plain, params, u)
-        compiled, _ = _measured(mx.compile(plain), params, u)
+        other, other_busy, other_memory = _measured(plain, params, u)
+        compiled, *_ = _measured(mx.compile(plain), params, u)
         yield Figure(
             f"S5 forward + backward 1 x {L} x {layer.d_model}, {layer.d_state} states",
             seconds,
@@ -52,7 +53,7 @@ def _layer(backend: MlxBackend, layer: S5, L: int) -> Iterator[Figure]:
             target=5.0 if name == "recursive doubling" and mx.default_device() == mx.cpu else None,
             gibibytes=memory / GIB,
             note=f"{memory / L:.0f} bytes a sample, theirs {other_memory / L:.0f}; "
-            f"theirs compiled {compiled / seconds:.1f} times ours",
+            f"processor time {other_busy / busy:.1f} times ours; theirs compiled {compiled / seconds:.1f} times ours",
         )
 
 
@@ -96,10 +97,13 @@ def _differentiated(run: Run) -> Callable[..., Any]:
     return mx.value_and_grad(lambda params, u: mx.sum(run(params, u) * WEIGHTS), argnums=(0, 1))
 
 
-def _measured(run: Callable[..., Any], params: Mapping[str, Array], u: Array) -> tuple[float, int]:
-    """Median seconds, and the peak memory of one run beyond what was in use before it."""
+def _measured(run: Callable[..., Any], params: Mapping[str, Array], u: Array) -> tuple[float, float, int]:
+    """Median seconds, mean processor seconds of all threads, and the peak memory of a run beyond what was in use."""
+    runs = 0
 
     def once() -> None:
+        nonlocal runs
+        runs += 1
         mx.eval(run(params, u))
 
     once()
@@ -109,7 +113,9 @@ def _measured(run: Callable[..., Any], params: Mapping[str, Array], u: Array) ->
     mx.reset_peak_memory()
     once()
     peak = mx.get_peak_memory() - before
-    return median_seconds(once, lambda: None, budget=0.5), peak
+    runs, busy = 0, time.process_time()
+    seconds = median_seconds(once, lambda: None, budget=0.5)
+    return seconds, (time.process_time() - busy) / runs, peak
 
 
 FIGURES: dict[str, Callable[[MlxBackend], Iterator[Figure]]] = {"layers": layers}
