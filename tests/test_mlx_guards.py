@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import metadata
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -116,6 +119,14 @@ def test_other_functions_are_off_by_two_ulp_at_most(name):
     exact = getattr(np, name)(x.astype(np.float64))
     error = np.abs(np.array(getattr(mx, name)(mx.array(x)), np.float64) - exact)
     assert np.max(error / (EPS * np.maximum(np.abs(exact), 2.0**-4))) < 2
+
+
+@pytest.mark.skipif(sys.platform != "linux" or ON_A_GPU, reason="about mlx's wheel for Linux CPUs")
+def test_the_linux_wheel_still_brings_the_reference_blas():
+    """ptd_mlx.streams.linear goes round its slow loops, and the README names a BLAS to load in its place."""
+    libraries = {file.name.partition("-")[0] for file in metadata.files("mlx-cpu") or () if ".so" in file.name}
+    assert "libblas" in libraries
+    assert not any("openblas" in library for library in libraries)
 
 
 def test_there_is_still_no_scan():
