@@ -97,7 +97,9 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple:
+def _backward(ctx: Any, dout: Tensor | None, *_: Any) -> tuple:
+    if dout is None:
+        return (None,) * 10
     y, z, weight, bias, keys = ctx.saved_tensors
     dout = dout.to(y.dtype)
     dy, linear = gated_sum_adjoint(y, dout, z, weight, bias, keys, ctx.rate, ctx.tied, ctx.keep_y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -168,6 +169,7 @@ class TorchLearner:
         if key is None or not gate.fits(self._model, x):
             training = None if key is None else Training(Dropout(key))
             return *self._model.block(0, leaves, x, training=training, **call), None
+        call["run"] = functools.partial(self._backend.apply, fused=True)
         finish = gate.Finish(lengths, self._hands_on_moments(x))
         if known is not None:
             call["moments"] = gate.known_moments(x, known, lengths)

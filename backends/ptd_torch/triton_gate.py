@@ -24,7 +24,7 @@ NARROW = 128
 
 
 @triton.jit
-def _dot(a, b, total, PRECISION: tl.constexpr):
+def dot(a, b, total, PRECISION: tl.constexpr):
     """Total + a b."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
@@ -72,7 +72,7 @@ def _gate(
         g, _ = _gelu(tl.load(y + base + k[None, :], mask=live, other=0.0).to(tl.float32))
         g = _dropped(g, rows, k, keys, 0, threshold, scale, H, L, DROPOUT)
         w = tl.load(weight + columns[None, :] * H + k[:, None])
-        z = _dot(g.to(w.dtype), w, z, PRECISION)
+        z = dot(g.to(w.dtype), w, z, PRECISION)
     return z + tl.load(bias + columns)[None, :]
 
 
@@ -205,7 +205,7 @@ def _backward(
         for k0 in range(0, H, BK):
             k = k0 + tl.arange(0, BK)
             part = tl.load(dz_out + base + k[None, :], mask=live, other=0.0)
-            dg = _dot(part, tl.load(transposed + columns[None, :] * H + k[:, None]), dg, PRECISION)
+            dg = dot(part, tl.load(transposed + columns[None, :] * H + k[:, None]), dg, PRECISION)
         dt = tl.load(dy + here, mask=live, other=0.0).to(tl.float32)
         if not KEEP_Y:
             dg += dt
@@ -234,7 +234,7 @@ def _weight_gradient(
         g, _ = _gelu(tl.load(y + base + into[None, :], mask=live, other=0.0).to(tl.float32))
         g = _dropped(g, rows, into, keys, 0, threshold, scale, H, L, DROPOUT)
         d = tl.load(dz + base + out[None, :], mask=live, other=0.0)
-        weight = _dot(tl.trans(d), g.to(d.dtype), weight, PRECISION)
+        weight = dot(tl.trans(d), g.to(d.dtype), weight, PRECISION)
         bias += tl.sum(d.to(tl.float32), 0)
     sums += tl.program_id(0) * (H * H + H)
     tl.store(sums + out[:, None] * H + into[None, :], weight)
@@ -267,7 +267,7 @@ def forward(
     parts = bias.new_empty((2, tiles, H))
     _forward[(tiles * (H // BN),)](
         y, x, weight.to(y.dtype), bias, keys, lengths, out, z, parts[0], parts[1], R, L, *_thresholds(how),
-        H=H, DROPOUT=_masks(keys, how), KEEP_Y=how["keep_y"], MOMENTS=how["moments"], PRECISION=_precision(),
+        H=H, DROPOUT=_masks(keys, how), KEEP_Y=how["keep_y"], MOMENTS=how["moments"], PRECISION=precision(),
         BM=BM, BN=BN, BK=BK, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     moments = bias.new_empty((2, H))
@@ -287,7 +287,7 @@ def backward(
     weight = weight.to(y.dtype)
     BM, BN, BK, warps, stages = _fitting(BACKWARD[y.element_size()], H)
     dy, dz = torch.empty_like(y), torch.empty_like(y)
-    same = {"H": H, "DROPOUT": _masks(keys, how), "PRECISION": _precision()}
+    same = {"H": H, "DROPOUT": _masks(keys, how), "PRECISION": precision()}
     _backward[(triton.cdiv(R, BM),)](
         y, dout, z, weight, weight.t().contiguous(), bias, keys, dy, dz, R, L, *_thresholds(how),
         KEEP_Y=how["keep_y"], BM=BM, BN=BN, BK=BK, num_warps=warps, num_stages=stages, **same,
@@ -318,6 +318,6 @@ def _thresholds(how: dict[str, float | bool]) -> tuple[int, float]:
     return int(how["rate"] * 2**32), 1 / (1 - how["rate"])
 
 
-def _precision() -> str:
+def precision() -> str:
     """TF32 where the caller allows fast products; else three of them, which round like float32."""
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
