@@ -12,6 +12,7 @@ from ptd import convolution
 from ptd.arrays import Array, as_planes, from_planes
 from ptd.kernels import Kernels
 
+from .chunked import per_feature
 from .transforms import scan as scan_planes
 
 
@@ -71,6 +72,7 @@ _SHARED: dict[str, Any] = {
     "scan": scan,
     "carries": carries,
     "causal_convolution": causal_convolution,
+    "per_feature": per_feature,
     "forms": {"s5": "chunked", "s4d": "chunked", "dss": "chunked"},
     "activations": frozenset({"bfloat16", "float16"}),
 }

@@ -110,14 +110,20 @@ class DiagonalLayer(Layer):
         """
         T = kernels.chunk_length(self, signal.u.shape[-2])
         system = self.chunk_system(params, signal, T)
+        state = None if x0 is None else self.state_planes(x0)
+        inside = return_state and (signal.lengths is not None or signal.u.shape[-2] % T != 0)
+        if kernels.per_feature is not None and len(self.state_axes) == 2 and not inside:
+            found = kernels.per_feature(signal.u, system, state)
+            if found is not None:
+                ends = [self.from_state_planes(found[1][..., d, :, :]) for d in range(len(self._C_names()))]
+                return found[0], self._joined(ends) if return_state else None
         u = chunks.split(signal.u, T)
         drive = self.into_states(u, system.into)
-        state = None if x0 is None else self.state_planes(x0)
         entering, final = kernels.carries(system.decay, drive, state, scan=kernels.scan)
         y = chunks.join(self.out_of_chunks(u, entering, system), signal.u.shape[-2])
         if not return_state:
             return y, None
-        if signal.lengths is None and signal.u.shape[-2] % T == 0:
+        if not inside:
             ends = [self.from_state_planes(final[..., 0, :, :])]
         else:
             before = astype(entering[..., 0, :, :], params["log_step"])
