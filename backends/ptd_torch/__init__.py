@@ -21,12 +21,13 @@ from ptd.optimization import Optimizer
 from ptd.portable import PortableBackend
 
 from .compilation import compiled
-from .kernels import KERNELS
+from .kernels import KERNELS, exact_matmul
 from .scan import kernel_path
 
 _compatible = array_api_compat.array_namespace(torch.zeros(0))
 xp = types.ModuleType(_compatible.__name__)
 vars(xp).update(vars(_compatible), moveaxis=torch.movedim)  # torch.func.vmap has no rule for moveaxis (torch 2.13)
+vars(xp).update(exact_matmul=exact_matmul)
 arrays.NAMESPACES[torch.Tensor] = arrays.NAMESPACES[torch.nn.Parameter] = xp
 
 

@@ -44,6 +44,11 @@ def carries(Lambda_bar: Array, drive: Tensor, state: Tensor | None = None, *, sc
     return entering.view(drive.shape), final.view(*batch, D, 2, M)
 
 
+def exact_matmul(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y, by float64 on a GPU, where float32 products may be told to round their factors to TF32."""
+    return (x.double() @ y.double()).to(x.dtype) if x.is_cuda else x @ y
+
+
 def causal_convolution(u: Tensor, K: Tensor) -> Tensor:
     """ptd.convolution.causal_convolution; the library's FFT (MKL, torch 2.13) refuses an empty batch."""
     return convolution.causal_convolution(u, K) if u.numel() else u
