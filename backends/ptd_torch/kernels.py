@@ -78,12 +78,13 @@ _SHARED: dict[str, Any] = {
     "carries": carries,
     "causal_convolution": causal_convolution,
     "per_feature": per_feature,
-    "forms": {"s5": "chunked", "s4d": "chunked", "dss": "chunked"},
     "activations": frozenset({"bfloat16", "float16"}),
 }
 
+_CHUNKED = {"s5": "chunked", "s4d": "chunked", "dss": "chunked"}
+
 #: Kernels by the type of device.
 KERNELS = {
-    "cpu": Kernels(**_SHARED, chunk_length=chunk_length_on_cpu),
-    "cuda": Kernels(**_SHARED, chunk_length=chunk_length_on_gpu),
+    "cpu": Kernels(**_SHARED, forms=_CHUNKED, chunk_length=chunk_length_on_cpu),
+    "cuda": Kernels(**_SHARED, forms=_CHUNKED | {"s4": "chunked"}, chunk_length=chunk_length_on_gpu),
 }
