@@ -24,7 +24,7 @@ ROWS, WARPS, STAGES = 16, 4, 3
 PRODUCT_ROWS, PRODUCT_WARPS, PRODUCT_STAGES, PRODUCT_PROGRAMS = 32, 8, 2, 528
 
 #: How products of float32 round where TF32 is not allowed.
-PRECISE = "ieee"
+PRECISE = "tf32x3"
 
 #: Programs that keep the device busy; fewer, and time is cut into segments.
 ENOUGH_PROGRAMS = 256
