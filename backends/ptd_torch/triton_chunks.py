@@ -321,13 +321,11 @@ def run_backward(
     return grad_v, Matrices(sums[0].sum((0, 2)), *(m.sum(0) for m in sums[1:])), grad_x0
 
 
-def _run(
-    v: Tensor, matrices: Matrices, x0: Tensor | None, *, adjoint: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _run(v: Tensor, matrices: Matrices, x0: Tensor | None, *, adjoint: bool) -> tuple[Tensor, Tensor, Tensor]:
     """run; or the gradient by its v from that by y as v and that by final as x0, with the gradients by the states
     that leave each chunk.
     """
-    (H, R, length), (_, T, D, M) = v.shape, matrices.sizes
+    R, (H, _, D, M) = v.shape[1], matrices.sizes
     if adjoint and matrices.decay.ndim == 3:
         conjugate = matrices.decay * matrices.decay.new_tensor([[1.0], [-1.0]])
         matrices = Matrices(conjugate, matrices.into, matrices.out, matrices.direct)
@@ -353,9 +351,7 @@ def _cut(v: Tensor, matrices: Matrices) -> tuple[int, int]:
     return S, n // S
 
 
-def _between(
-    decay: Tensor, ends: Tensor, start: Tensor | None, n: int, *, adjoint: bool
-) -> tuple[Tensor, Tensor]:
+def _between(decay: Tensor, ends: Tensor, start: Tensor | None, n: int, *, adjoint: bool) -> tuple[Tensor, Tensor]:
     """The states that enter each segment of n chunks, like ends, and those after the last, (H, D, R, 2, M).
 
     ends (H, D, R, S, 2, M) are the states after each segment when nothing enters; start (H, D, R, 2, M) enters the

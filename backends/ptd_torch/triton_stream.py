@@ -30,7 +30,8 @@ def _stream_one_way(
     d_r, d_t: tl.constexpr, d_d, d_p, d_m,
     x_r, x_t: tl.constexpr, x_d, x_p,
     EXCLUSIVE: tl.constexpr, IS_ADJOINT: tl.constexpr, HAS_X0: tl.constexpr,
-    LANES: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, HALVINGS: tl.constexpr, STAGES: tl.constexpr, MIRRORED: tl.constexpr,
+    LANES: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, HALVINGS: tl.constexpr, STAGES: tl.constexpr,
+    MIRRORED: tl.constexpr,
 ):  # fmt: skip
     """triton_scan._walk_one_way over all of time; x0, final and grad_a are contiguous (R, D, 2, M)."""
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
@@ -88,7 +89,7 @@ def _stream_one_way(
         e_at = x_tile
     rows = row[None, None, :]
     left = tl.where(live[:, None], n - time, 0)
-    for k0 in tl.range(0, n, PARTS * ROWS, num_stages=STAGES):
+    for _ in tl.range(0, n, PARTS * ROWS, num_stages=STAGES):
         valid = rows < left[:, :, None]
         here = drive + (d_at[:, :, None] + d_rows)
         b_re = tl.load(here, mask=valid, other=0.0).to(tl.float32)

@@ -42,14 +42,12 @@ class ChunkedLayer(Layer):
         """The inverse of state_planes."""
         raise NotImplementedError
 
-    def carries(
-        self, system: ChunkSystem, drive: Array, state: Array | None, kernels: Kernels
-    ) -> tuple[Array, Array]:
+    def carries(self, system: ChunkSystem, drive: Array, state: Array | None, kernels: Kernels) -> tuple[Array, Array]:
         """The states that enter each chunk, and those that leave the last, as planes."""
         return kernels.carries(system.decay, drive, state, scan=kernels.scan)
 
     def direct(self, params: Parameters, lags: list[Array]) -> Array:
-        """The blocks (T, T, ...) from sample to output, from what a sample adds at each lag in each direction, and D."""
+        """The blocks (T, T, ...) from sample to output: what a sample adds at each lag of each direction, and D."""
         now = sum((lag[:1, ...] for lag in lags[1:]), start=lags[0][:1, ...])
         if self.skip:
             now = now + self.feedthrough(params["D"])

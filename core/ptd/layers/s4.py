@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .. import chunks, checks
-from ..arrays import Array, as_complex, as_planes, eye, from_planes, namespace, product, scale, zeros
+from .. import checks, chunks
+from ..arrays import Array, as_complex, as_planes, eye, namespace, product, scale, zeros
 from ..chunks import ChunkSystem
 from ..convolution import matrix_power
 from ..discretization import bilinear_low_rank
@@ -107,13 +107,11 @@ class S4(PerFeatureLayer):
             xp.permute_dims(self.direct(params, lags), (2, 0, 1)),
         )
 
-    def carries(
-        self, system: ChunkSystem, drive: Array, state: Array | None, kernels: Kernels
-    ) -> tuple[Array, Array]:
+    def carries(self, system: ChunkSystem, drive: Array, state: Array | None, kernels: Kernels) -> tuple[Array, Array]:
         return chunks.dense_carries(system.decay, drive, state)
 
     def _on_planes(self, transition: LowRankTransition, like: Array) -> Array:
-        """The transition of one channel's states as real rows (re, im), (H, 2 M, 2 M): what each unit vector becomes."""
+        """The transition of one channel's states as real rows (re, im), (H, 2 M, 2 M): what unit vectors become."""
         M, xp = self.modes, namespace(like)
         one, none = eye(M, like), zeros((M, M), like)
         unit = as_complex(xp.concat([one, none], axis=0), xp.concat([none, one], axis=0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..arrays import Array, as_planes, astype, from_planes, namespace, real
+from ..arrays import Array, namespace, real
 from ..chunks import ChunkSystem
 from ..kernels import Kernels
 from ..sequences import Signal
