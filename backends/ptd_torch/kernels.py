@@ -12,7 +12,7 @@ from ptd import convolution
 from ptd.arrays import Array, as_planes, from_planes
 from ptd.kernels import Kernels
 
-from .chunked import per_feature
+from .per_feature_chunks import per_feature
 from .transforms import scan as scan_planes
 
 

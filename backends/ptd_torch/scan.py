@@ -121,10 +121,9 @@ def _times_conj(x: Tensor, a: Tensor) -> Tensor:
 def _walk(a: Tensor, drive: Tensor, x0: Tensor | None, **options: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     if kernel_path(drive.device) == "torch":
         return _walk_tensors(a, drive, x0, **options)
-    from . import triton_scan, triton_stream
+    from . import triton_scan
 
-    kernels = triton_stream if triton_stream.applies(a, drive) else triton_scan
-    return kernels.walk(a, drive, x0, **options)
+    return triton_scan.walk(a, drive, x0, **options)
 
 
 # --- without Triton --------------------------------------------------------------------------------------------

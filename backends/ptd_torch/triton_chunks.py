@@ -10,6 +10,7 @@ states at their ends, a scan over these, and the same kernel again with the stat
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,17 @@ PRECISE = "tf32x3"
 
 #: Programs that keep the device busy; fewer, and time is cut into segments.
 ENOUGH_PROGRAMS = 256
+
+#: The interpreter multiplies the bits of bfloat16 (Triton 3.7).
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def _dot(a, b, total, PRECISION: tl.constexpr):
+    """Total + a b."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc=total, input_precision=PRECISION)
 
 
 @triton.jit
@@ -96,17 +108,17 @@ def _walk(
             here = x_at + c * 2 * M
             tl.store(here, x_re, mask=seen)
             tl.store(here + M, x_im, mask=seen)
-            z = tl.dot(v, W, input_precision=PRECISION)
-            z = tl.dot(x_re.to(dtype), O_re, acc=z, input_precision=PRECISION)
-            z = tl.dot(x_im.to(dtype), O_im, acc=z, input_precision=PRECISION)
+            z = _dot(v, W, tl.zeros((ROWS, T), tl.float32), PRECISION)
+            z = _dot(x_re.to(dtype), O_re, z, PRECISION)
+            z = _dot(x_im.to(dtype), O_im, z, PRECISION)
             tl.store(y_at + c * T, z.to(dtype), mask=live[:, None])
-        z_re = tl.dot(v, I_re, input_precision=PRECISION)
-        z_im = tl.dot(v, I_im, input_precision=PRECISION)
+        z_re = _dot(v, I_re, tl.zeros((ROWS, K), tl.float32), PRECISION)
+        z_im = _dot(v, I_im, tl.zeros((ROWS, K), tl.float32), PRECISION)
         if DENSE:
-            z_re = tl.dot(x_re, A_rr, acc=z_re, input_precision="tf32x3")
-            z_im = tl.dot(x_re, A_ri, acc=z_im, input_precision="tf32x3")
-            z_re = tl.dot(x_im, A_ir, acc=z_re, input_precision="tf32x3")
-            z_im = tl.dot(x_im, A_ii, acc=z_im, input_precision="tf32x3")
+            z_re = _dot(x_re, A_rr, z_re, "tf32x3")
+            z_im = _dot(x_re, A_ri, z_im, "tf32x3")
+            z_re = _dot(x_im, A_ir, z_re, "tf32x3")
+            z_im = _dot(x_im, A_ii, z_im, "tf32x3")
             x_re, x_im = z_re, z_im
         else:
             x_re, x_im = a_re * x_re - a_im * x_im + z_re, a_re * x_im + a_im * x_re + z_im
@@ -163,17 +175,17 @@ def _products(
         g_im = tl.load(g + here + M, mask=seen, other=0.0)
         vT, wT = tl.trans(v), tl.trans(w)
         if d == 0:
-            gW = tl.dot(vT, w, acc=gW, input_precision=PRECISION)
-        gI_re = tl.dot(vT, g_re.to(dtype), acc=gI_re, input_precision=PRECISION)
-        gI_im = tl.dot(vT, g_im.to(dtype), acc=gI_im, input_precision=PRECISION)
-        gO_re = tl.dot(wT, x_re.to(dtype), acc=gO_re, input_precision=PRECISION)
-        gO_im = tl.dot(wT, x_im.to(dtype), acc=gO_im, input_precision=PRECISION)
+            gW = _dot(vT, w, gW, PRECISION)
+        gI_re = _dot(vT, g_re.to(dtype), gI_re, PRECISION)
+        gI_im = _dot(vT, g_im.to(dtype), gI_im, PRECISION)
+        gO_re = _dot(wT, x_re.to(dtype), gO_re, PRECISION)
+        gO_im = _dot(wT, x_im.to(dtype), gO_im, PRECISION)
         if DENSE:
             xT_re, xT_im = tl.trans(x_re), tl.trans(x_im)
-            gA_rr = tl.dot(xT_re, g_re, acc=gA_rr, input_precision=PRECISION)
-            gA_ri = tl.dot(xT_re, g_im, acc=gA_ri, input_precision=PRECISION)
-            gA_ir = tl.dot(xT_im, g_re, acc=gA_ir, input_precision=PRECISION)
-            gA_ii = tl.dot(xT_im, g_im, acc=gA_ii, input_precision=PRECISION)
+            gA_rr = _dot(xT_re, g_re, gA_rr, PRECISION)
+            gA_ri = _dot(xT_re, g_im, gA_ri, PRECISION)
+            gA_ir = _dot(xT_im, g_re, gA_ir, PRECISION)
+            gA_ii = _dot(xT_im, g_im, gA_ii, PRECISION)
         else:
             ga_re += x_re * g_re + x_im * g_im
             ga_im += x_re * g_im - x_im * g_re
@@ -225,9 +237,9 @@ def _from_features(
     at = source + r * length + h[:, None].to(tl.int64) * tl.num_programs(2) * length + t[None, :]
     v = tl.load(at, mask=mask, other=0.0)
     if PARTS == 2:
-        v += tl.load(at + part_stride, mask=mask, other=0.0)
+        v = v.to(tl.float32) + tl.load(at + part_stride, mask=mask, other=0.0).to(tl.float32)
     at = target + r * L * H + t[:, None].to(tl.int64) * H + h[None, :]
-    tl.store(at, tl.trans(v), mask=(t < L)[:, None] & (h < H)[None, :])
+    tl.store(at, tl.trans(v).to(target.dtype.element_ty), mask=(t < L)[:, None] & (h < H)[None, :])
 
 
 #: Tile of the two turns, and their warps.
