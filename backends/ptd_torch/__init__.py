@@ -104,6 +104,12 @@ class TorchBackend(PortableBackend):
         description.check(params)
         return Module(self, description, {name: self.asarray(value, dtype) for name, value in params.items()})
 
+    def stepper(self, module: Any, batch: tuple[int, ...] = ()) -> Any:
+        """A module in step mode that keeps its states, on a GPU as one CUDA graph; see ptd_torch.stepping.Stepper."""
+        from .stepping import Stepper
+
+        return Stepper(module, batch)
+
     def learner(
         self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int, **options: Any
     ) -> Any:

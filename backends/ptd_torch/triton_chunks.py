@@ -216,12 +216,13 @@ def _products(
 @triton.jit
 def _to_features(source, target, L, H, length, s_r, s_t, s_h, TIME: tl.constexpr, FEATURES: tl.constexpr):
     """source (R, L, H) as target (H, R, length), zero from L on."""
-    r = tl.program_id(2).to(tl.int64)
-    t = tl.program_id(0) * TIME + tl.arange(0, TIME)
+    tiles = tl.cdiv(length, TIME)
+    r = (tl.program_id(0) // tiles).to(tl.int64)
+    t = (tl.program_id(0) % tiles) * TIME + tl.arange(0, TIME)
     h = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
     at = source + r * s_r + t[:, None].to(tl.int64) * s_t + h[None, :] * s_h
     v = tl.load(at, mask=(t < L)[:, None] & (h < H)[None, :], other=0.0)
-    at = target + r * length + h[:, None].to(tl.int64) * tl.num_programs(2) * length + t[None, :]
+    at = target + r * length + h[:, None].to(tl.int64) * (tl.num_programs(0) // tiles) * length + t[None, :]
     tl.store(at, tl.trans(v), mask=(h < H)[:, None] & (t < length)[None, :])
 
 
@@ -230,11 +231,12 @@ def _from_features(
     source, target, L, H, length, part_stride, PARTS: tl.constexpr, TIME: tl.constexpr, FEATURES: tl.constexpr
 ):
     """The sum over the parts of source (PARTS, H, R, length) as target (R, L, H)."""
-    r = tl.program_id(2).to(tl.int64)
-    t = tl.program_id(0) * TIME + tl.arange(0, TIME)
+    tiles = tl.cdiv(length, TIME)
+    r = (tl.program_id(0) // tiles).to(tl.int64)
+    t = (tl.program_id(0) % tiles) * TIME + tl.arange(0, TIME)
     h = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
     mask = (h < H)[:, None] & (t < L)[None, :]
-    at = source + r * length + h[:, None].to(tl.int64) * tl.num_programs(2) * length + t[None, :]
+    at = source + r * length + h[:, None].to(tl.int64) * (tl.num_programs(0) // tiles) * length + t[None, :]
     v = tl.load(at, mask=mask, other=0.0)
     if PARTS == 2:
         v = v.to(tl.float32) + tl.load(at + part_stride, mask=mask, other=0.0).to(tl.float32)
@@ -250,7 +252,7 @@ def to_features(u: Tensor, length: int) -> Tensor:
     """u (R, L, H), any strides, as (H, R, length), zero from L on."""
     R, L, H = u.shape
     target = u.new_empty((H, R, length))
-    grid = (triton.cdiv(length, TURN[0]), triton.cdiv(H, TURN[1]), R)
+    grid = (R * triton.cdiv(length, TURN[0]), triton.cdiv(H, TURN[1]))
     if target.numel():
         _to_features[grid](u, target, L, H, length, *u.stride(), TIME=TURN[0], FEATURES=TURN[1], num_warps=TURN_WARPS)
     return target
@@ -260,7 +262,7 @@ def from_features(parts: Tensor, L: int) -> Tensor:
     """The sum over D of parts (D, H, R, length) as (R, L, H)."""
     D, H, R, length = parts.shape
     target = parts.new_empty((R, L, H))
-    grid = (triton.cdiv(L, TURN[0]), triton.cdiv(H, TURN[1]), R)
+    grid = (R * triton.cdiv(length, TURN[0]), triton.cdiv(H, TURN[1]))
     if target.numel():
         _from_features[grid](
             parts, target, L, H, length, parts.stride(0),
