@@ -19,7 +19,7 @@ def agree(bench: Bench, case: Case, names: Iterable[str]) -> Iterator[Measuremen
     gradients, (w, w_state) = bench.gradients(case), oracle.weights(case)
     for name in names:
         along = oracle.direction(case, name)
-        allowed = tolerance.gradient(case, name, along, w, w_state, bench.dtype)
+        allowed = tolerance.gradient(case, name, along, w, w_state, bench.dtype, bench.products.eps)
         allowed += oracle.difference_error(tolerance.loss_size(case, w, w_state))
         yield compare(f"d/d {name}", np.sum(gradients[name] * along), oracle.derivative(case, name), allowed)
 

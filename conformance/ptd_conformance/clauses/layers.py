@@ -17,8 +17,8 @@ def agrees(bench: Bench, case: Case, label: str = "") -> Iterator[Measurement]:
     """Output and final state within the derived tolerance of the reference."""
     y, x = bench.apply(case)
     y_reference, x_reference = oracle.outputs(case)
-    yield compare(f"{label}output", y, y_reference, tolerance.output(case, bench.dtype))
-    yield compare(f"{label}final state", x, x_reference, tolerance.state(case, bench.dtype))
+    yield compare(f"{label}output", y, y_reference, tolerance.output(case, bench.dtype, bench.products.eps))
+    yield compare(f"{label}final state", x, x_reference, tolerance.state(case, bench.dtype, bench.products.eps))
 
 
 @clause("L1", SUBJECTS, every_dtype=True)
