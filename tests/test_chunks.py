@@ -22,6 +22,8 @@ LAYERS = {
     "s4d": S4D(2, 5),
     "s4d shared": S4D(3, 4, shared=True, discretization="bilinear"),
     "dss-softmax": DSS(2, 3, kernel_length=7),
+    "s4": S4(2, 5),
+    "s4, all modes, rank 2": S4(3, 3, conj_sym=False, rank=2, shared=False),
 }
 T = 4
 KERNELS = Kernels(chunk_length=lambda layer, L: min(T, L))
@@ -70,12 +72,6 @@ def test_chunked_run_of_no_sequence_is_empty(layer):
 def test_chunk_length_never_exceeds_the_sequence(layer):
     assert [chunks.chunk_length(layer, L) for L in (1, 2)] == [1, 2]
     assert 4 <= chunks.chunk_length(layer, 10**6) <= 64
-
-
-def test_a_low_rank_layer_has_no_chunked_form():
-    layer = S4(2, 4)
-    with pytest.raises(ValueError, match=r"form: expected one of 'convolution', 'scan', got 'chunked'"):
-        layer.apply(dense.parameters(layer), np.zeros((3, 2)), form="chunked")
 
 
 def test_chunked_run_both_ways_refuses_a_state():

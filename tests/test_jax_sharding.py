@@ -32,7 +32,7 @@ def test_eight_devices_equal_one():
     [
         (LAYER, {"axis": "space"}, r"axis: expected one of 'time', got 'space'"),
         (LAYER, {"lengths": [3], "return_state": True}, r"return_state: expected False with lengths"),
-        (ptd.S4(2, 4), {}, r"form: expected one of 'convolution', 'scan', got 'chunked'"),
+        (ptd.S4(2, 4), {}, r"layer: expected a diagonal layer, got s4"),
     ],
 )
 def test_sharded_runs_refuse_what_they_cannot_do(layer, call, message):

@@ -22,6 +22,7 @@ from ptd.arrays import Array
 from ptd.convolution import powers
 from ptd.kernels import Kernels
 from ptd.layers import Layer
+from ptd.layers.diagonal import DiagonalLayer
 
 from .kernels import table, usual_recurrence
 
@@ -73,6 +74,8 @@ def apply(
         form="chunked",
         activations=kernels.activations,
     )
+    if not isinstance(layer, DiagonalLayer):
+        raise checks.fail("layer", "a diagonal layer", layer.kind, "run it on one device")
     checks.choice("axis", axis, mesh.axis_names)
     shards, L = mesh.shape[axis], u.shape[-2]
     if L % shards:

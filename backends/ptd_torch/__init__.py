@@ -23,12 +23,13 @@ from ptd.portable import PortableBackend
 
 from .chunked import mixing_chunks
 from .compilation import compiled
-from .kernels import KERNELS
+from .kernels import KERNELS, exact_matmul
 from .scan import kernel_path
 
 _compatible = array_api_compat.array_namespace(torch.zeros(0))
 xp = types.ModuleType(_compatible.__name__)
 vars(xp).update(vars(_compatible), moveaxis=torch.movedim)  # torch.func.vmap has no rule for moveaxis (torch 2.13)
+vars(xp).update(exact_matmul=exact_matmul)
 arrays.NAMESPACES[torch.Tensor] = arrays.NAMESPACES[torch.nn.Parameter] = xp
 
 
@@ -107,6 +108,12 @@ class TorchBackend(PortableBackend):
 
         description.check(params)
         return Module(self, description, {name: self.asarray(value, dtype) for name, value in params.items()})
+
+    def stepper(self, module: Any, batch: tuple[int, ...] = ()) -> Any:
+        """A module in step mode that keeps its states, on a GPU as one CUDA graph; see ptd_torch.stepping.Stepper."""
+        from .stepping import Stepper
+
+        return Stepper(module, batch)
 
     def learner(
         self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int, **options: Any

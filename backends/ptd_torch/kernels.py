@@ -12,6 +12,7 @@ from ptd import convolution
 from ptd.arrays import Array, as_planes, from_planes
 from ptd.kernels import Kernels
 
+from .per_feature_chunks import per_feature
 from .transforms import scan as scan_planes
 
 
@@ -43,6 +44,11 @@ def carries(Lambda_bar: Array, drive: Tensor, state: Tensor | None = None, *, sc
     return entering.view(drive.shape), final.view(*batch, D, 2, M)
 
 
+def exact_matmul(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y, by float64 on a GPU, where float32 products may be told to round their factors to TF32."""
+    return (x.double() @ y.double()).to(x.dtype) if x.is_cuda else x @ y
+
+
 def causal_convolution(u: Tensor, K: Tensor) -> Tensor:
     """ptd.convolution.causal_convolution; the library's FFT (MKL, torch 2.13) refuses an empty batch."""
     return convolution.causal_convolution(u, K) if u.numel() else u
@@ -71,12 +77,14 @@ _SHARED: dict[str, Any] = {
     "scan": scan,
     "carries": carries,
     "causal_convolution": causal_convolution,
-    "forms": {"s5": "chunked", "s4d": "chunked", "dss": "chunked"},
+    "per_feature": per_feature,
     "activations": frozenset({"bfloat16", "float16"}),
 }
 
+_CHUNKED = {"s5": "chunked", "s4d": "chunked", "dss": "chunked"}
+
 #: Kernels by the type of device.
 KERNELS = {
-    "cpu": Kernels(**_SHARED, chunk_length=chunk_length_on_cpu),
-    "cuda": Kernels(**_SHARED, chunk_length=chunk_length_on_gpu),
+    "cpu": Kernels(**_SHARED, forms=_CHUNKED, chunk_length=chunk_length_on_cpu),
+    "cuda": Kernels(**_SHARED, forms=_CHUNKED | {"s4": "chunked"}, chunk_length=chunk_length_on_gpu),
 }

@@ -191,6 +191,23 @@ def long_sequence(backend: TorchBackend) -> Iterator[Figure]:
     yield _layer_figure(backend, ptd.S5(128, 256, blocks=16, bidirectional=True), 1, 2**20, None, None)
 
 
+def steps(backend: TorchBackend) -> Iterator[Figure]:
+    """One sample through a model of six S5 layers, H 256 and P 192, with kept states; time without a comparison."""
+    model = ptd.SequenceModel(
+        ptd.S5(256, 192, blocks=12), 6, 1, 10, norm="batch", activation="half_glu2", pooling="last"
+    )
+    module = backend.module(model, model.initialize(np.random.default_rng(0), init="legs")).eval()
+    for batch in (1, 256):
+        stepper, u = backend.stepper(module, (batch,)), torch.randn(batch, 1, device=backend.torch_device)
+        with backend.fast_products():
+            seconds = _seconds(backend, functools.partial(stepper, u))
+        yield Figure(
+            f"step of 6 x s5, H 256, P 192, batch {batch}",
+            seconds,
+            note=f"{batch / seconds:.3g} samples/s; states {stepper.state_bytes} bytes, whatever the length",
+        )
+
+
 def _seconds(backend: TorchBackend, run: Callable[[], Any]) -> float:
     gpu = backend.torch_device.type == "cuda"
     finish = torch.cuda.synchronize if gpu else (lambda: None)
@@ -206,5 +223,6 @@ FIGURES: dict[str, Callable[[TorchBackend], Iterator[Figure]]] = {
     "scans": scans,
     "blocks": blocks,
     "long": long_sequence,
+    "steps": steps,
     "layers": layers,
 }

@@ -14,6 +14,7 @@ from ptd.contract import Backend
 
 from . import oracle
 from .cases import Case
+from .products import FULL, Products
 
 Values = NDArray[np.float64]
 
@@ -24,6 +25,7 @@ class Bench:
 
     backend: Backend
     dtype: str
+    products: Products = FULL
     _kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def array(self, host: Any) -> Any:

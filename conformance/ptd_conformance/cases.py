@@ -38,7 +38,6 @@ SUBJECTS: dict[str, tuple[Layer, str]] = {
 #: The length of cases whose clause needs no other: calls alike in shapes are one program of a backend that compiles.
 COMMON = 12
 
-DIAGONAL = [name for name, (layer, _) in SUBJECTS.items() if "chunked" in layer.forms]
 ZOH = [name for name, (layer, _) in SUBJECTS.items() if layer.discretization == "zoh"]
 
 

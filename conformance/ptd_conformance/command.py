@@ -13,6 +13,7 @@ import typer
 
 def conformance(
     backend: Annotated[str | None, typer.Option(help="a registered backend, or module:object")] = None,
+    products: Annotated[str, typer.Option(help="full; fast, as TF32; bfloat16, models' activations")] = "full",
     only: Annotated[list[str] | None, typer.Option(help="clause ids to run, for example L1; all by default")] = None,
     json: Annotated[Path | None, typer.Option(help="write the record of the run to this file")] = None,
     note: Annotated[str, typer.Option(help="what was special about the run, for the report")] = "",
@@ -36,13 +37,20 @@ def conformance(
     from .bench import Bench
     from .clause import CLAUSES
     from .outcome import Outcome, Result
+    from .products import PRODUCTS
     from .runner import Trial, run, trials
 
     found, console = ptd.backend(backend), Console()
     for clause in only or ():
         checks.choice("only", clause, CLAUSES)
-    chosen = [trial for trial in trials(found) if not only or trial.clause.id in only]
-    benches = {dtype: Bench(found, dtype) for dtype in found.dtypes}
+    checks.choice("products", products, PRODUCTS)
+    rounded = PRODUCTS[products]
+    if rounded.activations and rounded.activations not in found.kernels.activations:
+        raise ValueError(
+            f"products: expected full or fast for {found.name}, got {products}; it has no such activations"
+        )
+    chosen = [trial for trial in trials(found, rounded) if not only or trial.clause.id in only]
+    benches = {dtype: Bench(found, dtype, rounded) for dtype in found.dtypes}
     start = time.perf_counter()
     with Progress(console=console, transient=True) as progress, ThreadPoolExecutor(jobs) as pool:
         task = progress.add_task(found.name, total=len(chosen))
@@ -53,7 +61,7 @@ def conformance(
             return result
 
         results = list(pool.map(one, chosen))
-    made = record.of(found, results, time.perf_counter() - start, note)
+    made = record.of(found, results, time.perf_counter() - start, note, rounded)
     if json:
         record.write(json, made)
     report.print_table(console, [made | {"results": results}])

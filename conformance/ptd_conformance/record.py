@@ -14,11 +14,14 @@ from ptd.contract import Backend
 from ptd.parameters import replace_file
 
 from .outcome import Measurement, Outcome, Result
+from .products import FULL, Products
 
 Record = dict[str, Any]
 
 
-def of(backend: Backend, results: Iterable[Result], seconds: float, note: str = "") -> Record:
+def of(
+    backend: Backend, results: Iterable[Result], seconds: float, note: str = "", products: Products = FULL
+) -> Record:
     """The record of a run: what ran where, in which versions and settings, and every result."""
     return {
         "spec": SPEC_VERSION,
@@ -28,6 +31,7 @@ def of(backend: Backend, results: Iterable[Result], seconds: float, note: str = 
         "versions": backend.versions(),
         "dtypes": list(backend.dtypes),
         "unsupported": dict(backend.unsupported),
+        "products": products.name,
         "note": note,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seconds": round(seconds, 1),
@@ -58,7 +62,7 @@ def read(path: Path) -> Record:
         ) from error
     if spec != SPEC_VERSION:
         raise ValueError(f"path: expected spec {SPEC_VERSION}, got {path.name} of spec {spec}; run the suite again")
-    return record | {"results": results}
+    return {"products": FULL.name} | record | {"results": results}
 
 
 def _row(result: Result) -> Record:

@@ -10,6 +10,7 @@ from typing import Any
 from . import clauses
 from .clause import CLAUSES, Clause
 from .outcome import Outcome, Result
+from .products import PRODUCTS
 from .record import Record
 
 __all__ = ["Cell", "cell", "clauses", "page", "print_table", "with_support_table"]
@@ -78,7 +79,8 @@ def families() -> Iterator[tuple[str, list[Clause]]]:
 
 def name(record: Record) -> str:
     """A column's heading."""
-    return f"{record['backend']} ({record['device']})"
+    words = PRODUCTS[record["products"]].words
+    return f"{record['backend']} ({record['device']}{', ' + words if words else ''})"
 
 
 def print_table(console: Any, records: list[Record]) -> None:

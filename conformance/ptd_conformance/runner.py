@@ -13,6 +13,7 @@ from . import clauses
 from .bench import Bench
 from .clause import CLAUSES, Clause
 from .outcome import Outcome, Result, worst
+from .products import FULL, Products
 
 __all__ = ["Trial", "clauses", "run", "trials"]
 
@@ -31,10 +32,12 @@ class Trial:
         return f"{self.clause.id}-{self.clause.name}-{self.subject}-{self.dtype}"
 
 
-def trials(backend: Backend) -> Iterator[Trial]:
-    """All trials of a backend, in the order of the report."""
+def trials(backend: Backend, products: Products = FULL) -> Iterator[Trial]:
+    """All trials of a backend, in the order of the report; narrower products are float32's."""
     for clause in CLAUSES.values():
-        for dtype in clause.dtypes(backend.dtypes):
+        if not products.covers(clause.id):
+            continue
+        for dtype in ("float32",) if products.eps else clause.dtypes(backend.dtypes):
             for subject in clause.subjects:
                 yield Trial(clause, subject, dtype)
 
@@ -50,7 +53,8 @@ def run(trial: Trial, bench: Bench) -> Result:
     defect = known.get(f"{trial.clause.id}-{trial.subject}", known.get(trial.clause.id, ""))
     key = (trial.clause.id, trial.subject, trial.dtype)
     try:
-        with bench.backend.precision(trial.dtype), np.errstate(all="ignore"):
+        allowed = bench.products.allowed(bench.backend)
+        with bench.backend.precision(trial.dtype), allowed, np.errstate(all="ignore"):
             measurements = list(trial.clause.check(bench, trial.subject))
     except Unsupported as error:
         if lack:

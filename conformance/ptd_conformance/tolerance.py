@@ -36,52 +36,69 @@ from .cases import Case
 Values = NDArray[np.float64]
 
 FACTOR = 2.0
+#: Factors of products on the way from an input to an output, each of which a narrower format may round: two into the
+#: states and two out of them. The recurrence between is in the dtype whatever products are.
+THROUGH = 4.0
 #: Step of the differences that give tangents. Only sizes are needed, so their error of about 1e-9 is of no account.
 DIFFERENCE = 1e-6
 
 
-def output(case: Case, dtype: str) -> Values:
-    """The allowed error of y, of its shape."""
+def output(case: Case, dtype: str, products: float = 0.0) -> Values:
+    """The allowed error of y, of its shape; products is the eps of the factors of products where it is wider."""
+    unit = FACTOR * np.finfo(dtype).eps
     total = np.abs(case.params["D"] * case.u) if case.layer.skip else np.zeros(case.u.shape)
+    total = (unit + 2 * products) * total
     for direction in directions(case.layer):
         run = _run(case, direction)
-        y = _readout(run, run.error + run.size)
+        y = unit * _readout(run, run.error + run.size) + THROUGH * products * _readout(run, run.size)
         if _form(case) == "convolution":
-            y = y + _fft_factor(case) * np.linalg.norm(
+            y = y + (unit + THROUGH * products) * _fft_factor(case) * np.linalg.norm(
                 _readout(_impulse(run), _impulse(run).size), axis=-2, keepdims=True
             )
         total = total + run.in_time(y)
-    return FACTOR * np.finfo(dtype).eps * total
+    return total
 
 
-def state(case: Case, dtype: str) -> Values:
+def state(case: Case, dtype: str, products: float = 0.0) -> Values:
     """The allowed error of the final state, of its shape."""
-    layer, runs = case.layer, [_run(case, direction) for direction in directions(case.layer)]
+    layer, runs, unit = (
+        case.layer,
+        [_run(case, which) for which in directions(case.layer)],
+        FACTOR * np.finfo(dtype).eps,
+    )
     shape = (*case.u.shape[:-2], *layer.state_axes)
-    ends = [np.broadcast_to(_anywhere(run, run.error + run.size), shape) for run in runs]
+    wide = THROUGH / 2 * products
+    sizes = (unit * _anywhere(run, run.error + run.size) + wide * _anywhere(run, run.size) for run in runs)
+    ends = [np.broadcast_to(size, shape) for size in sizes]
     joined = np.stack(ends, axis=len(case.u.shape[:-2])) if layer.bidirectional else ends[0]
-    return FACTOR * np.finfo(dtype).eps * np.stack([joined, joined], axis=-1)
+    return np.stack([joined, joined], axis=-1)
 
 
-def gradient(case: Case, name: str, direction: Values, w: Values, w_state: Values, dtype: str) -> float:
+def gradient(
+    case: Case, name: str, direction: Values, w: Values, w_state: Values, dtype: str, products: float = 0.0
+) -> float:
     """The allowed error of the derivative of <w, y> + <w_state, final state> along a direction of one argument."""
-    total = 0.0
+    unit, total = FACTOR * np.finfo(dtype).eps, 0.0
+    wide = 1.5 * THROUGH * products  # a derivative passes a third product
     for which in directions(case.layer):
         run = _run(case, which)
         moved = _tangent(case, which, run, name, direction)
         size, error = _tangent_bounds(run, moved)
-        y = _readout(run, error + size) + _readout(replace(run, C=moved.C), run.error + run.size)
+        at_rest = replace(run, C=moved.C)
+        y = unit * (_readout(run, error + size) + _readout(at_rest, run.error + run.size))
+        y = y + wide * (_readout(run, size) + _readout(at_rest, run.size))
         total += float(np.sum(np.abs(w) * run.in_time(y)))
-        total += float(np.sum(_weights(case, w_state, which) * _anywhere(run, error + size)))
+        end = unit * _anywhere(run, error + size) + wide * _anywhere(run, size)
+        total += float(np.sum(_weights(case, w_state, which) * end))
         if _form(case) == "convolution":
             struck, moved = _impulse(run), _impulse(moved)
             size, _ = _tangent_bounds(struck, moved)
-            y = _readout(struck, size) + _readout(replace(struck, C=moved.C), struck.size)
+            y = (unit + wide) * (_readout(struck, size) + _readout(replace(struck, C=moved.C), struck.size))
             total += _fft_factor(case, derivative=True) * float(np.sum(np.linalg.norm(w, axis=-2) * np.sum(y, axis=-2)))
     if case.layer.skip:
         D = direction if name == "D" else case.params["D"]
-        total += float(np.sum(np.abs(w * D * (direction if name == "u" else case.u))))
-    return FACTOR * np.finfo(dtype).eps * total
+        total += (unit + wide) * float(np.sum(np.abs(w * D * (direction if name == "u" else case.u))))
+    return total
 
 
 def directions(layer: Layer) -> range:

@@ -26,6 +26,7 @@ __all__ = [
     "linear",
     "matmul",
     "namespace",
+    "product",
     "real",
     "scale",
     "zeros",
@@ -122,6 +123,17 @@ def scale(z: Array, r: Array) -> Array:
 def matmul(x: Array, y: Array) -> Array:
     """The matrix product of two complex arrays."""
     return x.matmul(y) if isinstance(x, Pair) else x @ y
+
+
+def product(x: Array, y: Array) -> Array:
+    """The matrix product of two arrays in their own precision, whatever faster products are allowed elsewhere.
+
+    Powers of a matrix need it. A namespace whose @ may be told to round its factors has an exact_matmul.
+    """
+    if isinstance(x, Pair):
+        return x.matmul(y, product)
+    own = getattr(namespace(x), "exact_matmul", None)
+    return x @ y if own is None else own(x, y)
 
 
 def linear(x: Array, weight: Array) -> Array:

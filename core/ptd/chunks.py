@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import recurrence
-from .arrays import Array, as_planes, astype, from_planes, namespace, real
+from .arrays import Array, as_planes, astype, from_planes, namespace, product, real
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class ChunkSystem:
     """The matrices of a layer over chunks of T samples, for D = 1 or 2 directions.
 
     Attributes:
-        decay: Lambda_bar^T, complex (M,), or (H, M) per feature.
+        decay: Lambda_bar^T, complex (M,), or (H, M) per feature; A_bar^T of a system that is not diagonal as a real
+            matrix (H, 2, M, 2, M), from states to states.
         into: real (T H, D 2 M), or (H, T, D 2 M) per feature: from the samples of a chunk to the drive of its states.
         out: real (D 2 M, T H), or (H, D 2 M, T): from the states that enter a chunk to its outputs.
         direct: real (T H, T H), or (H, T, T): from the samples of a chunk to its outputs, D u included.
@@ -74,6 +75,30 @@ def carries(
         x = xp.concat([before[..., None, :, :], x[..., :-1, :, :]], axis=-3)
         entering.append(astype(xp.flip(x, axis=-3) if direction else x, drive))
     return xp.stack(entering, axis=-3), xp.stack(final, axis=-3)
+
+
+def dense_carries(transition: Array, drive: Array, state: Array | None = None) -> tuple[Array, Array]:
+    """carries with a real matrix (H, 2, M, 2, M) from states to states as transition; axes are those of carries."""
+    xp, (H, _, M) = namespace(drive), transition.shape[:3]
+    *batch, n, D, _, _ = drive.shape[1:]
+    A = xp.reshape(transition, (H, *(1,) * len(batch), 2 * M, 2 * M))
+    d = xp.reshape(astype(drive, transition), (H, *batch, n, D, 2 * M))
+    entering, final = [], []
+    for direction in range(D):
+        x = xp.zeros_like(d[..., 0, direction, :])
+        if state is not None and direction == 0:
+            x = xp.reshape(state, x.shape)
+        states = [x]
+        for c in range(n - 1, -1, -1) if direction else range(n):
+            x = product(x[..., None, :], A)[..., 0, :] + d[..., c, direction, :]
+            states.append(x)
+        entering.append(xp.stack(states[:n][:: -1 if direction else 1], axis=-2))
+        final.append(x)
+    shape = (*drive.shape[:-2], 2, M)
+    return (
+        astype(xp.reshape(xp.stack(entering, axis=-2), shape), drive),
+        xp.reshape(xp.stack(final, axis=-2), (H, *batch, D, 2, M)),
+    )
 
 
 def toeplitz(causal: Array, anticausal: Array | None) -> Array:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from .arrays import Array, arange, as_complex, eye, imaginary, matmul, namespace, real, scale
+from .arrays import Array, arange, as_complex, eye, imaginary, matmul, namespace, product, real, scale
 from .discretization import inverse_of_small
 from .recurrence import LowRankTransition, dense_transition
 
@@ -93,11 +93,11 @@ def matrix_power(A: Array, L: int) -> Array:
     result = None
     while True:
         if L % 2:
-            result = A if result is None else matmul(result, A)
+            result = A if result is None else product(result, A)
         L //= 2
         if L == 0:
             return result
-        A = matmul(A, A)
+        A = product(A, A)
 
 
 def causal_convolution(u: Array, K: Array) -> Array:

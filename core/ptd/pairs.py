@@ -8,6 +8,7 @@ takes any operation between a tensor and another object for one of its own, and 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,10 +74,10 @@ class Pair:
             return (self * other.conj()).map(lambda part: part / size)
         return self.map(lambda part: part / other)
 
-    def matmul(self, other: Pair) -> Pair:
-        """The matrix product."""
-        re = self.re @ other.re - self.im @ other.im
-        return Pair(re, self.re @ other.im + self.im @ other.re, self.xp)
+    def matmul(self, other: Pair, product: Callable[[Any, Any], Any] = operator.matmul) -> Pair:
+        """The matrix product, from products of real matrices."""
+        re = product(self.re, other.re) - product(self.im, other.im)
+        return Pair(re, product(self.re, other.im) + product(self.im, other.re), self.xp)
 
     def __radd__(self, other: Any) -> Pair:
         return self + other

@@ -16,6 +16,7 @@ from ..bench import Bench
 from ..cases import exact, generic
 from ..clause import clause
 from ..outcome import Measurement, compare, holds
+from ..products import FULL, Products
 
 MODELS: dict[str, ptd.SequenceModel] = {
     "s5-batch-norm": ptd.SequenceModel(
@@ -50,28 +51,51 @@ def inputs(subject: str) -> NDArray:
     return rng.integers(0, model.d_input, (BATCH, L)) if model.encoder == "embedding" else generic(rng, (BATCH, L, 3))
 
 
-def reference(subject: str, dtype: Any, **call: Any) -> NDArray:
-    """The reference's output computed in dtype."""
-    u = inputs(subject)
-    params = {name: value.astype(dtype) for name, value in leaves(subject).items()}
+def reference(subject: str, dtype: Any, *, eps: float = 0.0, seed: int = 0, **call: Any) -> NDArray:
+    """The reference's output computed in dtype, from leaves and inputs that are off by eps."""
+    values = spoiled(leaves(subject) | {"u": inputs(subject)}, eps, seed)
+    u = values.pop("u")
+    params = {name: value.astype(dtype) for name, value in values.items()}
+    if "layer_noise" in call:
+        call["layer_noise"] = [value.astype(dtype) for value in call["layer_noise"]]
     return MODELS[subject].apply(params, u if u.dtype.kind == "i" else u.astype(dtype), **call)
 
 
-def same_precision(subject: str, dtype: str, **call: Any) -> tuple[NDArray, float]:
+def same_precision(subject: str, dtype: str, products: Products = FULL, **call: Any) -> tuple[NDArray, float]:
     """The output and its allowed error: 16 times the reference's own in the same precision.
 
     A composition of norms and gates has no useful closed bound. What NumPy loses in the same precision shows its
-    condition; 16 leaves room for another order of summation.
+    condition; 16 leaves room for another order of summation. Where products are narrower, so do random relative errors
+    of their eps in leaves and inputs, twice over: the other factors of products, activations, round alike.
     """
     wide = reference(subject, np.longdouble, **call)
-    return wide.astype(np.float64), 16 * float(np.max(np.abs(reference(subject, dtype, **call) - wide)))
+    allowed = 16 * float(np.max(np.abs(reference(subject, dtype, **call) - wide)))
+    if products.eps:
+        drawn = [reference(subject, np.float64, eps=products.eps, seed=seed, **call) for seed in range(4)]
+        allowed += 2 * max(float(np.max(np.abs(each - wide))) for each in drawn)
+    return wide.astype(np.float64), allowed
+
+
+#: Leaves that are no factors of products with activations: the recurrence's and those of norms.
+EXACT = ("Lambda_re", "Lambda_im", "P_re", "P_im", "log_step")
+
+
+def spoiled(values: dict[str, NDArray], eps: float, seed: int) -> dict[str, NDArray]:
+    """Each value off by eps, up or down at random, but those in EXACT and statistics."""
+    rng, kept = np.random.default_rng(seed), {}
+    for name, value in values.items():
+        signs = rng.choice([-1.0, 1.0], value.shape)
+        exact = name.split(".")[-1] in EXACT or is_statistic(name) or value.dtype.kind != "f"
+        kept[name] = value if exact else value * (1 + eps * signs).astype(value.dtype)
+    return kept
 
 
 @clause("S1", MODELS, every_dtype=True)
 def model_equals_the_reference(bench: Bench, subject: str) -> Iterator[Measurement]:
     """Encoder, norms, gates, pooling and decoder equal the reference's."""
-    expected, allowed = same_precision(subject, bench.dtype)
-    y = bench.backend.apply_model(MODELS[subject], bench.arrays(leaves(subject)), bench.array(inputs(subject)))
+    expected, allowed = same_precision(subject, bench.dtype, bench.products)
+    params, u = bench.arrays(leaves(subject)), bench.array(inputs(subject))
+    y = bench.backend.apply_model(MODELS[subject], params, u, **bench.products.options())
     yield compare("output", bench.host(y), expected, allowed)
 
 
@@ -79,9 +103,10 @@ def model_equals_the_reference(bench: Bench, subject: str) -> Iterator[Measureme
 def model_ignores_padding(bench: Bench, subject: str) -> Iterator[Measurement]:
     """With lengths, pooling and layers ignore the padding."""
     lengths = np.array([L, 1, 7, 4])
-    expected, allowed = same_precision(subject, bench.dtype, lengths=lengths)
+    expected, allowed = same_precision(subject, bench.dtype, bench.products, lengths=lengths)
+    call = {"lengths": bench.array(lengths), **bench.products.options()}
     params, u = bench.arrays(leaves(subject)), bench.array(inputs(subject))
-    y = bench.host(bench.backend.apply_model(MODELS[subject], params, u, lengths=bench.array(lengths)))
+    y = bench.host(bench.backend.apply_model(MODELS[subject], params, u, **call))
     valid = np.arange(L) < lengths[:, None] if MODELS[subject].pooling == "none" else np.ones(BATCH, bool)
     yield compare("output", y[valid], expected[valid], allowed)
 
@@ -93,9 +118,8 @@ def noise_is_added_to_every_layers_input(bench: Bench, subject: str) -> Iterator
     noise = [generic(np.random.default_rng(i), (BATCH, L, model.layer.d_model)) for i in range(model.n_layers)]
     params, u = bench.arrays(leaves(subject)), bench.array(inputs(subject))
     y = bench.backend.apply_model(model, params, u, layer_noise=[bench.array(value) for value in noise])
-    wide = reference(subject, np.longdouble, layer_noise=noise)
-    own = reference(subject, bench.dtype, layer_noise=[value.astype(bench.dtype) for value in noise])
-    yield compare("output", bench.host(y), wide.astype(np.float64), 16 * float(np.max(np.abs(own - wide))))
+    expected, allowed = same_precision(subject, bench.dtype, bench.products, layer_noise=noise)
+    yield compare("output", bench.host(y), expected, allowed)
 
 
 @clause("S4", STEPPED, needs="modules")
@@ -134,11 +158,15 @@ def optimizer(**options: Any) -> ptd.Optimizer:
 def first_loss_is_the_models(bench: Bench, subject: str) -> Iterator[Measurement]:
     """Without dropout and batch statistics, the first loss is the reference's cross entropy."""
     model, targets = MODELS[subject], np.arange(BATCH) % 4
-    learner = bench.backend.learner(model, leaves(subject), optimizer(), seed=0)
+    learner = bench.backend.learner(model, leaves(subject), optimizer(), seed=0, **bench.products.options())
     logits = reference(subject, np.float64)
     expected = np.mean(np.log(np.sum(np.exp(logits), axis=-1)) - logits[np.arange(BATCH), targets])
     loss = float(learner.step(_batch(subject), targets))
-    yield compare("loss", np.asarray(loss), np.asarray(expected), 16 * 2 * same_precision(subject, "float32")[1] + 1e-6)
+    # Cross entropy moves by at most twice what its logits do. Batched, they are summed in another order in float32.
+    allowed = 16 * 2 * same_precision(subject, "float32")[1] + 1e-6
+    if bench.products.eps:
+        allowed += 2 * same_precision(subject, "float32", bench.products)[1]
+    yield compare("loss", np.asarray(loss), np.asarray(expected), allowed)
 
 
 @clause("T2", CLASSIFIERS, needs="training")
@@ -161,7 +189,8 @@ def every_leaf_moves_at_its_groups_rate(bench: Bench, subject: str) -> Iterator[
 @clause("T3", CLASSIFIERS, needs="training")
 def training_lowers_the_loss(bench: Bench, subject: str) -> Iterator[Measurement]:
     """Sixty steps on one batch halve its loss."""
-    learner = bench.backend.learner(MODELS[subject], leaves(subject), optimizer(), seed=0)
+    options = bench.products.options()
+    learner = bench.backend.learner(MODELS[subject], leaves(subject), optimizer(), seed=0, **options)
     losses = [float(learner.step(_batch(subject), np.arange(BATCH) % 4)) for _ in range(60)]
     first, last = losses[0], float(np.mean(losses[-5:]))  # dropout makes a single loss a draw
     yield holds(f"loss from {first:.3f} to {last:.3f}", last < first / 2)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .. import checks
-from ..arrays import Array, imag, namespace, real, scale
-from .layer import Layer
+from ..arrays import Array, as_planes, astype, from_planes, imag, namespace, real, scale
+from ..chunks import ChunkSystem
+from .chunked import ChunkedLayer
 
 
 @dataclass(frozen=True)
-class PerFeatureLayer(Layer):
+class PerFeatureLayer(ChunkedLayer):
     """H systems side by side, each with its own C, D and step.
 
     Attributes:
@@ -45,3 +47,31 @@ class PerFeatureLayer(Layer):
 
     def readout(self, C: Array, x: Array) -> Array:
         return self.weight * namespace(x).sum(real(C) * real(x) - imag(C) * imag(x), axis=-1)
+
+    # --- the chunked form: features first, (H, ..., n, T) -------------------------------------------------------
+
+    def feedthrough(self, D: Array) -> Array:
+        return D
+
+    def into_states(self, u: Array, into: Array) -> Array:
+        xp, (*batch, _, _) = namespace(u), u.shape
+        drive = self._features_first(u) @ astype(into, u)
+        return xp.reshape(drive, (self.d_model, *batch, 2 if self.bidirectional else 1, 2, self.modes))
+
+    def out_of_chunks(self, u: Array, entering: Array, system: ChunkSystem) -> Array:
+        xp, (*batch, T, H) = namespace(u), u.shape
+        states = astype(xp.reshape(entering, (H, math.prod(batch), system.out.shape[1])), u)
+        y = self._features_first(u) @ astype(system.direct, u) + states @ astype(system.out, u)
+        return xp.moveaxis(xp.reshape(y, (H, *batch, T)), 0, -1)
+
+    def state_planes(self, x: Array) -> Array:
+        planes = as_planes(x)
+        return namespace(planes).moveaxis(planes, -3, 0)
+
+    def from_state_planes(self, planes: Array) -> Array:
+        return from_planes(namespace(planes).moveaxis(planes, 0, -3))
+
+    def _features_first(self, u: Array) -> Array:
+        """Chunks (..., n, T, H) as (H, rows, T)."""
+        xp, (*rows, T, H) = namespace(u), u.shape
+        return xp.reshape(xp.moveaxis(u, -1, 0), (H, math.prod(rows), T))

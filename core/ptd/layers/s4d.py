@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..arrays import Array, as_planes, astype, from_planes, namespace, real
+from ..arrays import Array, namespace, real
 from ..chunks import ChunkSystem
 from ..kernels import Kernels
 from ..sequences import Signal
@@ -73,9 +72,6 @@ class S4D(PerFeatureLayer, DiagonalLayer):
         products = real(C[..., None] * drive)
         return namespace(products).sum(products, axis=-2).T
 
-    def feedthrough(self, D: Array) -> Array:
-        return D
-
     def arranged(self, decay: Array, into: Array, out: Array, direct: Array) -> ChunkSystem:
         xp, (H, parts, P, T) = namespace(into), into.shape
         flat = (H, parts * P, T)
@@ -85,26 +81,3 @@ class S4D(PerFeatureLayer, DiagonalLayer):
             xp.reshape(out, flat),
             xp.permute_dims(direct, (2, 0, 1)),
         )
-
-    def into_states(self, u: Array, into: Array) -> Array:
-        xp, (*batch, _, _) = namespace(u), u.shape
-        drive = self._features_first(u) @ astype(into, u)
-        return xp.reshape(drive, (self.d_model, *batch, 2 if self.bidirectional else 1, 2, self.modes))
-
-    def out_of_chunks(self, u: Array, entering: Array, system: ChunkSystem) -> Array:
-        xp, (*batch, T, H) = namespace(u), u.shape
-        states = astype(xp.reshape(entering, (H, math.prod(batch), system.out.shape[1])), u)
-        y = self._features_first(u) @ astype(system.direct, u) + states @ astype(system.out, u)
-        return xp.moveaxis(xp.reshape(y, (H, *batch, T)), 0, -1)
-
-    def state_planes(self, x: Array) -> Array:
-        planes = as_planes(x)
-        return namespace(planes).moveaxis(planes, -3, 0)
-
-    def from_state_planes(self, planes: Array) -> Array:
-        return from_planes(namespace(planes).moveaxis(planes, 0, -3))
-
-    def _features_first(self, u: Array) -> Array:
-        """Chunks (..., n, T, H) as (H, rows, T)."""
-        xp, (*rows, T, H) = namespace(u), u.shape
-        return xp.reshape(xp.moveaxis(u, -1, 0), (H, math.prod(rows), T))

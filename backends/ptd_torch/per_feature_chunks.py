@@ -1,0 +1,139 @@
+"""The chunked form of layers with a system per feature as one torch operator, with its gradient, on Triton."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptd.arrays import Array, as_planes
+from ptd.chunks import ChunkSystem
+
+from .scan import kernel_path
+
+
+@torch.library.custom_op("ptd::chunks", mutates_args=())
+def chunks(
+    u: Tensor, decay: Tensor, into: Tensor, out: Tensor, direct: Tensor, x0: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Outputs and final states of H systems over chunks of T samples, and what the gradient needs.
+
+    Args:
+        u: (R, L, H), the signals.
+        decay: float32 (H, 2, M), the transition over a chunk, or a matrix (H, 2, M, 2, M) from states to states.
+        into: (H, T, D 2 M), in the dtype of u, as out and direct; see ptd.chunks.ChunkSystem.
+        out: (H, D 2 M, T).
+        direct: (H, T, T).
+        x0: float32 (H, D, R, 2, M), the states before the first chunk of each direction; zero if None.
+
+    Returns:
+        y (R, L, H), final (H, D, R, 2, M), the signals as (H, R, n T), and the states that enter each chunk.
+    """
+    from . import triton_chunks as kernels
+
+    L, T = u.shape[1], into.shape[1]
+    matrices = kernels.Matrices(*(m.contiguous() for m in (decay, into, out, direct)))
+    v = kernels.to_features(u, -(-L // T) * T)
+    y, final, entering = kernels.run(v, matrices, None if x0 is None else x0.contiguous())
+    return kernels.from_features(y, L), final, v, entering
+
+
+@chunks.register_fake
+def _(
+    u: Tensor, decay: Tensor, into: Tensor, out: Tensor, direct: Tensor, x0: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (R, L, H), (_, T, width), M = u.shape, into.shape, decay.shape[-1]
+    n, D = -(-L // T), width // (2 * M)
+    new = decay.new_empty
+    return u.new_empty(u.shape), new((H, D, R, 2, M)), u.new_empty((H, R, n * T)), new((H, D, R, n, 2, M))
+
+
+@torch.library.custom_op("ptd::chunks_adjoint", mutates_args=())
+def chunks_adjoint(
+    v: Tensor,
+    decay: Tensor,
+    into: Tensor,
+    out: Tensor,
+    direct: Tensor,
+    entering: Tensor,
+    grad_y: Tensor,
+    grad_final: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of chunks by its arguments, from those of y and of final."""
+    from . import triton_chunks as kernels
+
+    matrices = kernels.Matrices(*(m.contiguous() for m in (decay, into, out, direct)))
+    grad = kernels.to_features(grad_y, v.shape[-1])
+    grad_final = None if grad_final is None else grad_final.contiguous()
+    grad_v, sums, grad_x0 = kernels.run_backward(v, matrices, entering, grad, grad_final)
+    rest = (sums.into.to(into.dtype), sums.out.to(out.dtype), sums.direct.to(direct.dtype))
+    return kernels.from_features(grad_v, grad_y.shape[1]), sums.decay, *rest, grad_x0
+
+
+@chunks_adjoint.register_fake
+def _(
+    v: Tensor,
+    decay: Tensor,
+    into: Tensor,
+    out: Tensor,
+    direct: Tensor,
+    entering: Tensor,
+    grad_y: Tensor,
+    grad_final: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    H, D, R, _, _, M = entering.shape
+    matrices = (m.new_empty(m.shape) for m in (decay, into, out, direct))
+    return grad_y.new_empty(grad_y.shape), *matrices, decay.new_empty((H, D, R, 2, M))
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    _, decay, into, out, direct, x0 = inputs
+    _, _, v, entering = output
+    ctx.has_x0 = x0 is not None
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(v, entering)
+    ctx.save_for_backward(v, decay, into, out, direct, entering)
+
+
+def _backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None, *_: Any) -> tuple:
+    v, decay, into, out, direct, entering = ctx.saved_tensors
+    if grad_y is None:
+        R, L, H = v.shape[1], v.shape[2], v.shape[0]
+        grad_y = v.new_zeros((R, L, H))
+    *grads, grad_x0 = chunks_adjoint(v, decay, into, out, direct, entering, grad_y.to(v.dtype), grad_final)
+    return *grads, grad_x0 if ctx.has_x0 else None
+
+
+chunks.register_autograd(_backward, setup_context=_setup_context)
+
+
+def per_feature(u: Tensor, system: ChunkSystem, state: Array | None) -> tuple[Tensor, Tensor] | None:
+    """The outputs and final states of ptd.kernels.Kernels.per_feature; None where the operator does not apply."""
+    if not _applies(u, system):
+        return None
+    *batch, L, H = u.shape
+    R = math.prod(batch)
+    decay = system.decay if isinstance(system.decay, Tensor) else as_planes(system.decay)
+    M, width = decay.shape[-1], system.into.shape[-1]
+    x0 = None
+    if state is not None:
+        x0 = state.expand(H, *batch, 2, M).reshape(H, 1, R, 2, M)
+        if width == 4 * M:
+            x0 = torch.cat([x0, torch.zeros_like(x0)], dim=1)
+    matrices = (m.to(u.dtype) for m in (system.into, system.out, system.direct))
+    y, final, _, _ = chunks(u.reshape(R, L, H), decay, *matrices, x0)
+    return y.view(u.shape), final.transpose(1, 2).reshape(H, *batch, final.shape[1], 2, M)
+
+
+def _applies(u: Tensor, system: ChunkSystem) -> bool:
+    """Whether the kernels take a call: chunks of 16, 32 or 64 samples, float32 states, no transformation."""
+    T = system.into.shape[1]
+    return (
+        kernel_path(u.device) != "torch"
+        and T in (16, 32, 64)
+        and system.into.dtype == torch.float32
+        and u.numel() > 0
+        and not torch._C._are_functorch_transforms_active()
+    )

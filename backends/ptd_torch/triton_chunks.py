@@ -1,0 +1,436 @@
+"""Layers with a system per feature over chunks of T samples, as Triton kernels. Imported only where Triton is.
+
+A program owns one feature, one direction and ROWS sequences, and walks through their chunks: states stay in registers,
+the matrices of the feature in registers or shared memory, and a chunk costs a few small matrix products. It reads u,
+writes y and, once per chunk, the states that the gradient needs. Signals are (H, R, L), time last, since a program
+reads whole chunks of one feature; two kernels turn signals from and to (R, L, H). Where features and sequences alone
+would leave the device idle, time is cut into segments, which count as further sequences: a pass that only finds the
+states at their ends, a scan over these, and the same kernel again with the states that enter.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+#: Rows (sequences) of a program, its warps, and how many chunks ahead it loads.
+ROWS, WARPS, STAGES = 16, 4, 3
+
+#: The same of the program that sums up the gradients of the matrices, whose rows are chunks, and how many there are.
+PRODUCT_ROWS, PRODUCT_WARPS, PRODUCT_STAGES, PRODUCT_PROGRAMS = 32, 8, 2, 528
+
+#: How products of float32 round where TF32 is not allowed.
+PRECISE = "tf32x3"
+
+#: Programs that keep the device busy; fewer, and time is cut into segments.
+ENOUGH_PROGRAMS = 256
+
+#: The interpreter multiplies the bits of bfloat16 (Triton 3.7).
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def _dot(a, b, total, PRECISION: tl.constexpr):
+    """Total + a b."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc=total, input_precision=PRECISION)
+
+
+@triton.jit
+def _tile(base, i, j, i_stride, j_stride, rows, columns):
+    """The (i, j) entries of a matrix, zero outside of rows x columns."""
+    at = base + (i[:, None] * i_stride + j[None, :] * j_stride)
+    return tl.load(at, mask=(i < rows)[:, None] & (j < columns)[None, :], other=0.0)
+
+
+@triton.jit
+def _walk(
+    u, decay, into, out, direct, x0, y, entering, final,
+    N, R, n, M, row_stride, part_stride, mirrored,
+    a_row, a_column, i_time, i_mode, o_mode, o_time, w_in, w_out,
+    T: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, DIRECTIONS: tl.constexpr,
+    DENSE: tl.constexpr, HAS_X0: tl.constexpr, STORE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """y = direct u + out x and the states x entering each chunk, of one direction; without STORE only the last x.
+
+    The gradient by u is the same walk with transposed matrices from the other side, which mirrored swaps.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    h, d = tl.program_id(1), tl.program_id(2)
+    t, k = tl.arange(0, T), tl.arange(0, K)
+    live = row < N
+    dtype = u.dtype.element_ty
+    width = DIRECTIONS * 2 * M
+    into_h = into + h * T * width + d * 2 * M * i_mode
+    I_re = _tile(into_h, t, k, i_time, i_mode, T, M)
+    I_im = _tile(into_h + M * i_mode, t, k, i_time, i_mode, T, M)
+    if DENSE:
+        A = decay + h * 4 * M * M
+        A_rr = _tile(A, k, k, a_row, a_column, M, M)
+        A_ri = _tile(A + M * a_column, k, k, a_row, a_column, M, M)
+        A_ir = _tile(A + M * a_row, k, k, a_row, a_column, M, M)
+        A_ii = _tile(A + M * (a_row + a_column), k, k, a_row, a_column, M, M)
+    else:
+        a_re = tl.load(decay + h * 2 * M + k, mask=k < M, other=0.0)[None, :]
+        a_im = tl.load(decay + h * 2 * M + M + k, mask=k < M, other=0.0)[None, :]
+    backwards = d != mirrored
+    if STORE:
+        out_h = out + h * T * width + d * 2 * M * o_mode
+        O_re = _tile(out_h, k, t, o_mode, o_time, M, T)
+        O_im = _tile(out_h + M * o_mode, k, t, o_mode, o_time, M, T)
+        W = _tile(direct + h * T * T, t, t, w_in, w_out, T, T)
+        if DIRECTIONS == 2:  # each walk adds what its own past has part in; the present counts as direction 0's
+            later = (t[None, :] > t[:, None]) != backwards
+            W = tl.where(later & (t[None, :] != t[:, None]) | (d == 0) & (t[None, :] == t[:, None]), W, 0.0)
+    states = ((h * DIRECTIONS + d).to(tl.int64) * N + (row % R) * (N // R) + row // R) * 2 * M
+    seen = live[:, None] & (k < M)[None, :]
+    if HAS_X0:
+        at = x0 + states[:, None] + k[None, :]
+        x_re = tl.load(at, mask=seen, other=0.0)
+        x_im = tl.load(at + M, mask=seen, other=0.0)
+    else:
+        x_re = tl.zeros((ROWS, K), tl.float32)
+        x_im = tl.zeros((ROWS, K), tl.float32)
+    first = h.to(tl.int64) * R * row_stride + (row % R).to(tl.int64) * row_stride + (row // R) * (n * T)
+    u_at = u + first[:, None] + t[None, :]
+    y_at = y + d.to(tl.int64) * part_stride + first[:, None] + t[None, :]
+    x_at = entering + states[:, None] * n + k[None, :]
+    for j in range(n):
+        c = tl.where(backwards, n - 1 - j, j)
+        v = tl.load(u_at + c * T, mask=live[:, None], other=0.0)
+        if STORE:
+            here = x_at + c * 2 * M
+            tl.store(here, x_re, mask=seen)
+            tl.store(here + M, x_im, mask=seen)
+            z = _dot(v, W, tl.zeros((ROWS, T), tl.float32), PRECISION)
+            z = _dot(x_re.to(dtype), O_re, z, PRECISION)
+            z = _dot(x_im.to(dtype), O_im, z, PRECISION)
+            tl.store(y_at + c * T, z.to(dtype), mask=live[:, None])
+        z_re = _dot(v, I_re, tl.zeros((ROWS, K), tl.float32), PRECISION)
+        z_im = _dot(v, I_im, tl.zeros((ROWS, K), tl.float32), PRECISION)
+        if DENSE:
+            z_re = _dot(x_re, A_rr, z_re, "tf32x3")
+            z_im = _dot(x_re, A_ri, z_im, "tf32x3")
+            z_re = _dot(x_im, A_ir, z_re, "tf32x3")
+            z_im = _dot(x_im, A_ii, z_im, "tf32x3")
+            x_re, x_im = z_re, z_im
+        else:
+            x_re, x_im = a_re * x_re - a_im * x_im + z_re, a_re * x_im + a_im * x_re + z_im
+    if final is not None:
+        at = final + states[:, None] + k[None, :]
+        tl.store(at, x_re, mask=seen)
+        tl.store(at + M, x_im, mask=seen)
+
+
+@triton.jit
+def _products(
+    u, x, grad_y, g, grad_decay, grad_into, grad_out, grad_direct,
+    chunks, share, M,
+    T: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, DIRECTIONS: tl.constexpr,
+    DENSE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The gradients of the matrices of one feature and direction over a share of all chunks.
+
+    u and grad_y are (H, chunks, T); x, the states that enter each chunk, and g, the gradients of those that leave it,
+    (H, D, chunks, 2, M).
+    """
+    d, h, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    t, k = tl.arange(0, T), tl.arange(0, K)
+    dtype = u.dtype.element_ty
+    width = DIRECTIONS * 2 * M
+    if DENSE:
+        gA_rr = tl.zeros((K, K), tl.float32)
+        gA_ri = tl.zeros((K, K), tl.float32)
+        gA_ir = tl.zeros((K, K), tl.float32)
+        gA_ii = tl.zeros((K, K), tl.float32)
+    else:
+        ga_re = tl.zeros((ROWS, K), tl.float32)
+        ga_im = tl.zeros((ROWS, K), tl.float32)
+    gI_re = tl.zeros((T, K), tl.float32)
+    gI_im = tl.zeros((T, K), tl.float32)
+    gO_re = tl.zeros((T, K), tl.float32)
+    gO_im = tl.zeros((T, K), tl.float32)
+    gW = tl.zeros((T, T), tl.float32)
+    u_at = u + h.to(tl.int64) * chunks * T + t[None, :]
+    gy_at = grad_y + h.to(tl.int64) * chunks * T + t[None, :]
+    states = (h * DIRECTIONS + d).to(tl.int64) * chunks * 2 * M + k[None, :]
+    stop = tl.minimum((part + 1) * share, chunks)
+    for j in range(part * share, stop, ROWS):
+        row = j + tl.arange(0, ROWS)
+        live = (row < stop)[:, None]
+        seen = live & (k < M)[None, :]
+        row = row.to(tl.int64)
+        v = tl.load(u_at + row[:, None] * T, mask=live, other=0.0)
+        w = tl.load(gy_at + row[:, None] * T, mask=live, other=0.0)
+        here = states + row[:, None] * (2 * M)
+        x_re = tl.load(x + here, mask=seen, other=0.0)
+        x_im = tl.load(x + here + M, mask=seen, other=0.0)
+        g_re = tl.load(g + here, mask=seen, other=0.0)
+        g_im = tl.load(g + here + M, mask=seen, other=0.0)
+        vT, wT = tl.trans(v), tl.trans(w)
+        if d == 0:
+            gW = _dot(vT, w, gW, PRECISION)
+        gI_re = _dot(vT, g_re.to(dtype), gI_re, PRECISION)
+        gI_im = _dot(vT, g_im.to(dtype), gI_im, PRECISION)
+        gO_re = _dot(wT, x_re.to(dtype), gO_re, PRECISION)
+        gO_im = _dot(wT, x_im.to(dtype), gO_im, PRECISION)
+        if DENSE:
+            xT_re, xT_im = tl.trans(x_re), tl.trans(x_im)
+            gA_rr = _dot(xT_re, g_re, gA_rr, PRECISION)
+            gA_ri = _dot(xT_re, g_im, gA_ri, PRECISION)
+            gA_ir = _dot(xT_im, g_re, gA_ir, PRECISION)
+            gA_ii = _dot(xT_im, g_im, gA_ii, PRECISION)
+        else:
+            ga_re += x_re * g_re + x_im * g_im
+            ga_im += x_re * g_im - x_im * g_re
+    program = part.to(tl.int64) * tl.num_programs(1) + h
+    within = (k < M)[None, :]
+    at = grad_into + program * T * width + d * 2 * M + t[:, None] * width + k[None, :]
+    tl.store(at, gI_re, mask=within)
+    tl.store(at + M, gI_im, mask=within)
+    at = grad_out + (program * width + d * 2 * M) * T + k[None, :] * T + t[:, None]
+    tl.store(at, gO_re, mask=within)
+    tl.store(at + M * T, gO_im, mask=within)
+    if d == 0:
+        tl.store(grad_direct + program * T * T + t[:, None] * T + t[None, :], gW)
+    program = program * DIRECTIONS + d
+    if DENSE:
+        at = grad_decay + program * 4 * M * M + k[:, None] * (2 * M) + k[None, :]
+        square = (k < M)[:, None] & within
+        tl.store(at, gA_rr, mask=square)
+        tl.store(at + M, gA_ri, mask=square)
+        tl.store(at + 2 * M * M, gA_ir, mask=square)
+        tl.store(at + 2 * M * M + M, gA_ii, mask=square)
+    else:
+        at = grad_decay + program * 2 * M + k
+        tl.store(at, tl.sum(ga_re, 0), mask=k < M)
+        tl.store(at + M, tl.sum(ga_im, 0), mask=k < M)
+
+
+@triton.jit
+def _to_features(source, target, L, H, length, s_r, s_t, s_h, TIME: tl.constexpr, FEATURES: tl.constexpr):
+    """source (R, L, H) as target (H, R, length), zero from L on."""
+    tiles = tl.cdiv(length, TIME)
+    r = (tl.program_id(0) // tiles).to(tl.int64)
+    t = (tl.program_id(0) % tiles) * TIME + tl.arange(0, TIME)
+    h = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
+    at = source + r * s_r + t[:, None].to(tl.int64) * s_t + h[None, :] * s_h
+    v = tl.load(at, mask=(t < L)[:, None] & (h < H)[None, :], other=0.0)
+    at = target + r * length + h[:, None].to(tl.int64) * (tl.num_programs(0) // tiles) * length + t[None, :]
+    tl.store(at, tl.trans(v), mask=(h < H)[:, None] & (t < length)[None, :])
+
+
+@triton.jit
+def _from_features(
+    source, target, L, H, length, part_stride, PARTS: tl.constexpr, TIME: tl.constexpr, FEATURES: tl.constexpr
+):
+    """The sum over the parts of source (PARTS, H, R, length) as target (R, L, H)."""
+    tiles = tl.cdiv(length, TIME)
+    r = (tl.program_id(0) // tiles).to(tl.int64)
+    t = (tl.program_id(0) % tiles) * TIME + tl.arange(0, TIME)
+    h = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
+    mask = (h < H)[:, None] & (t < L)[None, :]
+    at = source + r * length + h[:, None].to(tl.int64) * (tl.num_programs(0) // tiles) * length + t[None, :]
+    v = tl.load(at, mask=mask, other=0.0)
+    if PARTS == 2:
+        v = v.to(tl.float32) + tl.load(at + part_stride, mask=mask, other=0.0).to(tl.float32)
+    at = target + r * L * H + t[:, None].to(tl.int64) * H + h[None, :]
+    tl.store(at, tl.trans(v).to(target.dtype.element_ty), mask=(t < L)[:, None] & (h < H)[None, :])
+
+
+#: Tile of the two turns, and their warps.
+TURN, TURN_WARPS = (64, 32), 4
+
+
+def to_features(u: Tensor, length: int) -> Tensor:
+    """u (R, L, H), any strides, as (H, R, length), zero from L on."""
+    R, L, H = u.shape
+    target = u.new_empty((H, R, length))
+    grid = (R * triton.cdiv(length, TURN[0]), triton.cdiv(H, TURN[1]))
+    if target.numel():
+        _to_features[grid](u, target, L, H, length, *u.stride(), TIME=TURN[0], FEATURES=TURN[1], num_warps=TURN_WARPS)
+    return target
+
+
+def from_features(parts: Tensor, L: int) -> Tensor:
+    """The sum over D of parts (D, H, R, length) as (R, L, H)."""
+    D, H, R, length = parts.shape
+    target = parts.new_empty((R, L, H))
+    grid = (R * triton.cdiv(length, TURN[0]), triton.cdiv(H, TURN[1]))
+    if target.numel():
+        _from_features[grid](
+            parts, target, L, H, length, parts.stride(0),
+            PARTS=D, TIME=TURN[0], FEATURES=TURN[1], num_warps=TURN_WARPS,
+        )  # fmt: skip
+    return target
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """The matrices of H systems over chunks, contiguous: those of ptd.chunks.ChunkSystem.
+
+    Attributes:
+        decay: float32 (H, 2, M) planes of a diagonal, or (H, 2, M, 2, M), from state to state.
+        into: (H, T, D 2 M), in the dtype of the signal, as out and direct.
+        out: (H, D 2 M, T).
+        direct: (H, T, T).
+    """
+
+    decay: Tensor
+    into: Tensor
+    out: Tensor
+    direct: Tensor
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """H, T, D and M."""
+        H, T, width = self.into.shape
+        M = self.decay.shape[-1]
+        return H, T, width // (2 * M), M
+
+    def constants(self) -> dict[str, bool | int | str]:
+        """What the kernels are specialised to."""
+        _, T, D, M = self.sizes
+        precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else PRECISE
+        padded = max(16, triton.next_power_of_2(M))
+        return {"T": T, "K": padded, "DIRECTIONS": D, "DENSE": self.decay.ndim == 5, "PRECISION": precision}
+
+
+def run(v: Tensor, matrices: Matrices, x0: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, final states and the states entering each chunk.
+
+    Args:
+        v: (H, R, n T), from to_features.
+        matrices: the systems.
+        x0: float32 (H, D, R, 2, M), the state before the first chunk of each direction; zero if None.
+
+    Returns:
+        Parts of y, (D, H, R, n T), whose sum is y; final (H, D, R, 2, M); entering (H, D, R, n, 2, M).
+    """
+    return _run(v, matrices, x0, adjoint=False)
+
+
+def run_backward(
+    v: Tensor, matrices: Matrices, entering: Tensor, grad_y: Tensor, grad_final: Tensor | None
+) -> tuple[Tensor, Matrices, Tensor]:
+    """The gradients of run by v (as parts), by the matrices and by x0, from those by y (H, R, n T) and final."""
+    H, T, D, M = matrices.sizes
+    grad_v, grad_x0, leaving = _run(grad_y, matrices, grad_final, adjoint=True)
+    chunks = v.numel() // (H * T)
+    share = triton.cdiv(triton.cdiv(chunks, max(1, PRODUCT_PROGRAMS // (H * D))), PRODUCT_ROWS) * PRODUCT_ROWS
+    parts = triton.cdiv(chunks, share)
+    new = matrices.decay.new_empty
+    sums = [new((parts, H, D, *matrices.decay.shape[1:]))]
+    sums += [new((parts, *m.shape)) for m in (matrices.into, matrices.out, matrices.direct)]
+    _products[(D, H, parts)](
+        v, entering, grad_y, leaving, *sums, chunks, share, M,
+        **matrices.constants(), ROWS=PRODUCT_ROWS, num_warps=PRODUCT_WARPS, num_stages=PRODUCT_STAGES,
+    )  # fmt: skip
+    return grad_v, Matrices(sums[0].sum((0, 2)), *(m.sum(0) for m in sums[1:])), grad_x0
+
+
+def _run(v: Tensor, matrices: Matrices, x0: Tensor | None, *, adjoint: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """run; or the gradient by its v from that by y as v and that by final as x0, with the gradients by the states
+    that leave each chunk.
+    """
+    R, (H, _, D, M) = v.shape[1], matrices.sizes
+    if adjoint and matrices.decay.ndim == 3:
+        conjugate = matrices.decay * matrices.decay.new_tensor([[1.0], [-1.0]])
+        matrices = Matrices(conjugate, matrices.into, matrices.out, matrices.direct)
+    S, n = _cut(v, matrices)
+    y = v.new_empty((D, *v.shape))
+    entering = matrices.decay.new_empty((H, D, R, S * n, 2, M))
+    final = matrices.decay.new_empty((H, D, R, S, 2, M))
+    if S > 1:
+        _launch(v, matrices, None, None, None, final, S, n, adjoint)
+        x0, last = _between(matrices.decay, final, x0, n, adjoint=adjoint)
+        final = None
+    _launch(v, matrices, x0, y, entering, final, S, n, adjoint)
+    return y, last if final is None else final[:, :, :, 0], entering
+
+
+def _cut(v: Tensor, matrices: Matrices) -> tuple[int, int]:
+    """Segments and chunks of a segment. Segments are equal, so that none ends in padding."""
+    H, R, length = v.shape
+    _, T, D, _ = matrices.sizes
+    n, S = length // T, 1
+    while n % (2 * S) == 0 and n // S > 8 and triton.cdiv(S * R, ROWS) * H * D < ENOUGH_PROGRAMS:
+        S *= 2
+    return S, n // S
+
+
+def _between(decay: Tensor, ends: Tensor, start: Tensor | None, n: int, *, adjoint: bool) -> tuple[Tensor, Tensor]:
+    """The states that enter each segment of n chunks, like ends, and those after the last, (H, D, R, 2, M).
+
+    ends (H, D, R, S, 2, M) are the states after each segment when nothing enters; start (H, D, R, 2, M) enters the
+    first. The adjoint runs from the last segment to the first, with the transpose.
+    """
+    H, D, R, S, _, M = ends.shape
+    power = _power(decay, n)
+    if adjoint and power.ndim == 5:
+        power = power.permute(0, 3, 4, 1, 2)
+    entering = torch.empty_like(ends)
+    finals = []
+    for d in range(D):
+        x = ends.new_zeros((H, R, 2, M)) if start is None else start[:, d]
+        for s in range(S) if (d == 0) != adjoint else reversed(range(S)):
+            entering[:, d, :, s] = x
+            x = _advanced(power, x) + ends[:, d, :, s]
+        finals.append(x)
+    return entering, torch.stack(finals, dim=1)
+
+
+def _advanced(transition: Tensor, x: Tensor) -> Tensor:
+    """The transition, (H, 2, M) or (H, 2, M, 2, M), of states (H, R, 2, M)."""
+    if transition.ndim == 5:
+        H, R, _, M = x.shape
+        return (x.view(H, R, 2 * M) @ transition.reshape(H, 2 * M, 2 * M)).view(x.shape)
+    (a_re, a_im), (x_re, x_im) = transition[:, None].unbind(-2), x.unbind(-2)
+    return torch.stack([a_re * x_re - a_im * x_im, a_re * x_im + a_im * x_re], dim=-2)
+
+
+def _power(transition: Tensor, n: int) -> Tensor:
+    """The transition n times, by repeated squaring."""
+    H, _, M = transition.shape[:3]
+    if transition.ndim == 5:
+        return torch.linalg.matrix_power(transition.view(H, 2 * M, 2 * M), n).view(transition.shape)
+    result, square = None, transition[:, None]
+    while n:
+        if n % 2:
+            result = square if result is None else _advanced(square[:, 0], result)
+        square, n = _advanced(square[:, 0], square), n // 2
+    return result[:, 0]
+
+
+def _launch(
+    v: Tensor,
+    matrices: Matrices,
+    x0: Tensor | None,
+    y: Tensor | None,
+    entering: Tensor | None,
+    final: Tensor | None,
+    segments: int,
+    n: int,
+    adjoint: bool,
+) -> None:
+    (H, R, length), (_, T, D, M) = v.shape, matrices.sizes
+    into, out = (matrices.into, (D * 2 * M, 1)), (matrices.out, (T, 1))
+    square, direct = (2 * M, 1), (T, 1)
+    if adjoint:
+        into, out = (matrices.out, (1, T)), (matrices.into, (1, D * 2 * M))
+        square, direct = (1, 2 * M), (1, T)
+    N = segments * R
+    _walk[(triton.cdiv(N, ROWS), H, D)](
+        v, matrices.decay, into[0], out[0], matrices.direct, x0,
+        v if y is None else y, v if entering is None else entering, final,
+        N, R, n, M, length, v.numel(), int(adjoint),
+        *square, *into[1], *out[1], *direct,
+        **matrices.constants(), ROWS=ROWS, HAS_X0=x0 is not None, STORE=y is not None,
+        num_warps=WARPS, num_stages=STAGES,
+    )  # fmt: skip

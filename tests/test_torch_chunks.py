@@ -1,0 +1,156 @@
+"""Layers with a system per feature as Triton kernels, against core's parts, through Triton's interpreter."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+import ptd
+from ptd_torch import backend, per_feature_chunks
+from ptd_torch.kernels import KERNELS
+from ptd_torch.per_feature_chunks import chunks
+from ptd_torch.scan import kernel_path
+
+pytestmark = pytest.mark.skipif(
+    kernel_path(torch.device("cpu")) == "torch", reason="needs TRITON_INTERPRET=1 and Triton: nox -s triton-interpreter"
+)
+
+FUSED = dataclasses.replace(KERNELS["cpu"], chunk_length=lambda layer, L: 16)
+PARTS = dataclasses.replace(FUSED, per_feature=None)
+LAYERS = {
+    "s4d both ways": ptd.S4D(3, 8, bidirectional=True),
+    "s4d, 17 modes": ptd.S4D(2, 17, conj_sym=False),
+    "dss": ptd.DSS(2, 5, bidirectional=True),
+    "s4": ptd.S4(2, 6),
+    "s4 both ways": ptd.S4(2, 4, bidirectional=True),
+}
+BATCH, L = 2, 32
+
+
+@pytest.fixture(params=LAYERS.values(), ids=LAYERS)
+def layer(request):
+    return request.param
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The lengths of the sequences that the operator was called on."""
+    found: list[int] = []
+
+    def counted(u, *rest):
+        found.append(u.shape[1])
+        return chunks(u, *rest)
+
+    monkeypatch.setattr(per_feature_chunks, "chunks", counted)
+    return found
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def parameters(layer, dtype: str = "float32") -> dict[str, torch.Tensor]:
+    leaves = ptd.initialize(layer, np.random.default_rng(0), init="legs")
+    return {name: backend.asarray(value, dtype) for name, value in leaves.items()}
+
+
+def results(layer, kernels, dtype: torch.dtype, u: torch.Tensor, **call) -> list[torch.Tensor]:
+    """Outputs, final state if asked for, and the gradients by every leaf, u and the state."""
+    params = {name: value.to(dtype).requires_grad_() for name, value in parameters(layer).items()}
+    u = u.detach().to(u.dtype if u.dtype == torch.bfloat16 else dtype).requires_grad_()
+    leaves = [*params.values(), u]
+    if "state" in call:
+        call["state"] = call["state"].detach().to(dtype).requires_grad_()
+        leaves.append(call["state"])
+    out = layer.apply(params, u, kernels=kernels, form="chunked", **call)
+    out = list(out) if call.get("return_state") else [out]
+    loss = sum((value * draw(*value.shape, seed=7 + i)).sum() for i, value in enumerate(out))
+    return [value.detach() for value in (*out, *torch.autograd.grad(loss, leaves))]
+
+
+def assert_as_precise_as_the_parts(found, layer, u, **call) -> None:
+    """Within 16 times what the parts lose in float32 and 64 roundings of the largest entry of each result."""
+    own, wide = (results(layer, PARTS, dtype, u, **call) for dtype in (torch.float32, torch.float64))
+    for value, narrow, exact in zip(found, own, wide, strict=True):
+        lost = 16 * float((narrow - exact).abs().max()) + 64 * 2**-24 * float(exact.abs().max())
+        assert_close(value.double(), exact, rtol=0, atol=lost)
+
+
+@pytest.mark.parametrize("length", [L, 25])
+def test_outputs_and_gradients_are_those_of_the_parts_in_double_precision(layer, length, calls):
+    u = draw(BATCH, length, layer.d_model)
+    found = results(layer, FUSED, torch.float32, u)
+    assert calls == [length]
+    assert_as_precise_as_the_parts(found, layer, u)
+
+
+@pytest.mark.parametrize("layer", [ptd.S4D(3, 8), ptd.S4(2, 6)], ids=["s4d", "s4"])
+def test_state_enters_and_leaves_with_its_gradient(layer, calls):
+    u, state = draw(BATCH, L, layer.d_model), draw(*layer.state_shape((BATCH,)), seed=1)
+    found = results(layer, FUSED, torch.float32, u, state=state, return_state=True)
+    assert calls == [L]
+    assert_as_precise_as_the_parts(found, layer, u, state=state, return_state=True)
+
+
+@pytest.mark.parametrize("layer", [ptd.S4D(2, 6, bidirectional=True), ptd.S4(2, 6)], ids=["s4d", "s4"])
+def test_segments_of_time_are_joined(layer, monkeypatch, calls):
+    from ptd_torch import triton_chunks
+
+    segments = []
+    cut = triton_chunks._cut
+    monkeypatch.setattr(triton_chunks, "_cut", lambda *args: segments.append(cut(*args)[0]) or cut(*args))
+    u = draw(1, 16 * 32, layer.d_model)
+    found = results(layer, FUSED, torch.float32, u)
+    assert segments == [4, 4]
+    assert_as_precise_as_the_parts(found, layer, u)
+
+
+def test_final_state_within_a_chunk_is_left_to_the_parts(calls):
+    layer, u = ptd.S4D(3, 8), draw(BATCH, 25, 3)
+    found = results(layer, FUSED, torch.float32, u, return_state=True)
+    assert calls == []
+    assert_as_precise_as_the_parts(found, layer, u, return_state=True)
+
+
+def test_narrow_activations_round_at_the_border_only(layer, calls):
+    u = draw(BATCH, L, layer.d_model).to(torch.bfloat16)
+    found = results(layer, FUSED, torch.float32, u)
+    assert calls == [L]
+    assert found[0].dtype == torch.bfloat16
+    # Eight bits of u, of the matrices and of y, each once in a sum of terms no larger than the largest output.
+    expected = results(layer, PARTS, torch.float64, u.double())[0]
+    assert_close(found[0].double(), expected, rtol=0, atol=4 * 2**-8 * float(expected.abs().max()))
+
+
+def test_double_precision_and_transformations_are_left_to_the_parts(calls):
+    layer = ptd.S4D(3, 8)
+    params, u = parameters(layer), draw(BATCH, L, 3)
+    by_batch = torch.func.vmap(lambda u: layer.apply(params, u, kernels=FUSED, form="chunked"))(u)
+    layer.apply(parameters(layer, "float64"), u.double(), kernels=FUSED, form="chunked")
+    assert calls == []
+    assert_close(by_batch, layer.apply(params, u, kernels=FUSED, form="chunked"), rtol=0, atol=1e-5)
+    assert calls == [L]
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("state", [False, True])
+def test_operator_passes_torchs_own_checks(dense, state):
+    H, T, D, M, R = 2, 16, 2, 3, 2
+    decay = 0.3 * draw(*((H, 2, M, 2, M) if dense else (H, 2, M)))
+    shapes = ((H, T, D * 2 * M), (H, D * 2 * M, T), (H, T, T))
+    matrices = [0.3 * draw(*shape, seed=i) for i, shape in enumerate(shapes)]
+    arguments = [draw(R, 40, H), decay, *matrices, draw(H, D, R, 2, M) if state else None]
+    arguments = [None if value is None else value.requires_grad_() for value in arguments]
+    torch.library.opcheck(torch.ops.ptd.chunks.default, tuple(arguments))
+
+
+def test_a_second_derivative_is_refused():
+    layer, u = ptd.S4D(3, 8), draw(BATCH, L, 3).requires_grad_()
+    y = layer.apply(parameters(layer), u, kernels=FUSED, form="chunked")
+    (first,) = torch.autograd.grad(y.square().sum(), u, create_graph=True)
+    with pytest.raises(RuntimeError, match="chunks_adjoint"):
+        torch.autograd.grad(first.sum(), u)
