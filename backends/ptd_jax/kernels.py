@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ptd import checks
+from ptd import checks, chunks
 from ptd.arrays import Array, as_planes, from_planes
 from ptd.kernels import Kernels
 from ptd.recurrence import LowRankTransition
@@ -158,31 +158,55 @@ RECURRENCES: dict[str, Callable[[], Recurrence]] = {
     "pallas-tpu": _pallas_tpu,
 }
 
-#: By platform, the recurrence and the forms that are fastest, by measurement: see ptd_jax.speed. On a CPU the loop is
-#: 1 to 3 times faster forward, 2.5 to 4 times with its gradient and 6 to 15 times in compile time than the
-#: associative scan (L 64 to 65536, jax 0.10); elsewhere it would launch a kernel per step. And on a CPU the product
-#: with an S5 chunk's (T H, T H) matrix costs more than the recurrence it shortens.
+
+@dataclass(frozen=True)
+class Choice:
+    """What is fastest on a platform, by measurement: see ptd_jax.speed.
+
+    Attributes:
+        recurrence: of RECURRENCES, with every kind of derivative.
+        training: of RECURRENCES, where first gradients are all that is asked for.
+        forms: as in ptd.kernels.Kernels.
+        chunk_length: as in ptd.kernels.Kernels.
+        mix: what runs what follows the layer in a block of a model that trains, "plain" or "pallas".
+    """
+
+    recurrence: str
+    training: str
+    forms: Mapping[str, str]
+    chunk_length: Callable[[Any, int], int] = chunks.chunk_length
+    mix: str = "plain"
+
+
+CHUNKED = {"s5": "chunked", "s4d": "chunked", "dss": "chunked"}
+
+#: On a CPU the loop is 1 to 3 times faster forward, 2.5 to 4 times with its gradient and 6 to 15 times in compile time
+#: than the associative scan (L 64 to 65536, jax 0.10); elsewhere it would launch a kernel per step. And on a CPU the
+#: product with an S5 chunk's (T H, T H) matrix costs more than the recurrence it shortens.
 CHOICES = {
-    "cpu": ("loop", {"s5": "scan", "s4d": "chunked", "dss": "chunked"}),
-    "default": ("tree", {"s5": "chunked", "s4d": "chunked", "dss": "chunked"}),
+    "cpu": Choice("loop", "loop", CHUNKED | {"s5": "scan"}),
+    "gpu": Choice("tree", "pallas", CHUNKED, chunks.chunk_length, "pallas"),
+    "default": Choice("tree", "tree", CHUNKED),
 }
 
 
-def usual_recurrence(platform: str) -> str:
-    """The name of the recurrence that is fastest on a platform."""
-    return CHOICES.get(platform, CHOICES["default"])[0]
+def choice(platform: str) -> Choice:
+    """The Choice of a platform as jax names it ("cpu", "gpu", "tpu")."""
+    return CHOICES.get(platform, CHOICES["default"])
 
 
 @functools.cache
-def table(platform: str, recurrence: str) -> Kernels:
-    """The kernels of a platform as jax names it ("cpu", "gpu", "tpu") with one of RECURRENCES."""
+def table(platform: str, recurrence: str, chunk: int | None = None) -> Kernels:
+    """The kernels of a platform with one of RECURRENCES, and with chunks of that many samples unless None."""
     checks.choice("recurrence", recurrence, RECURRENCES)
+    usual = choice(platform)
     return Kernels(
         scan=scan_by(recurrence),
         scan_low_rank=scan_low_rank,
         carries=carries_by(recurrence),
+        chunk_length=usual.chunk_length if chunk is None else lambda _, L: min(chunk, L),
         activations=frozenset({"bfloat16"}),
-        forms=CHOICES.get(platform, CHOICES["default"])[1],
+        forms=usual.forms,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +19,9 @@ from ptd.contract import Backend
 from ptd.model import SequenceModel, Training, is_statistic
 from ptd.optimization import Group, Optimizer
 from ptd.whole_sets import Placed, as_set, batches
+
+from . import pallas_mix
+from .dropout import block_key, dropout, step_key
 
 #: Steps per call of the compiled loop. It is fixed, and how many of them run is an argument: one program whatever
 #: the number of steps, so that splitting a run differently cannot change its rounding.
@@ -49,16 +51,16 @@ def _programs(backend: Backend, model: SequenceModel, optimizer: Optimizer, acti
     transform = optimizer_groups(optimizer)
 
     def loss(trained: dict, statistics: dict, batch: Placed, key: Array) -> Any:
-        training = Training(_dropout(key))
-        call = {"lengths": batch.lengths, "training": training, "activations": activations}
-        y, updated = backend.apply_model(model, trained | statistics, batch.inputs, **call)
+        call = {"lengths": batch.lengths, "training": Training(dropout(key)), "activations": activations}
+        run_block = functools.partial(_block, backend, key)
+        y, updated = backend.apply_model(model, trained | statistics, batch.inputs, run_block=run_block, **call)
         return _loss(y, batch.targets), updated
 
     def step(state: State, key: Array, batch: Placed) -> tuple[State, Array]:
         trained = _trained(state.leaves)
         statistics = {name: value for name, value in state.leaves.items() if is_statistic(name)}
         gradient = jax.value_and_grad(loss, has_aux=True)
-        (value, updated), g = gradient(trained, statistics, batch, jax.random.fold_in(key, state.steps))
+        (value, updated), g = gradient(trained, statistics, batch, step_key(key, state.steps))
         changes, optimizer_state = transform.update(g, state.optimizer, trained)
         leaves = optax.apply_updates(trained, changes) | statistics | updated
         return State(leaves, optimizer_state, state.steps + 1), value
@@ -188,12 +190,14 @@ def _loss(y: Array, targets: Array) -> Array:
     return jnp.mean((y - targets) ** 2)
 
 
-def _dropout(key: Array) -> Any:
-    calls = itertools.count()
+def _block(
+    backend: Backend, key: Array, model: SequenceModel, i: int, leaves: dict, x: Array, **call: Any
+) -> tuple[Array, dict[str, Array]]:
+    """SequenceModel.block where it trains."""
+    own, mix = block_key(key, i), None
+    if backend.mix == "pallas" and pallas_mix.supports(model):
 
-    def dropout(x: Array, rate: float, over_time: bool) -> Array:
-        shape = (*x.shape[:-2], 1, x.shape[-1]) if over_time else x.shape
-        keep = jax.random.bernoulli(jax.random.fold_in(key, next(calls)), 1 - rate, shape)
-        return jnp.where(keep, x / (1 - rate), 0.0)
+        def mix(model: SequenceModel, leaves: dict, x: Array, y: Array, _: Training) -> Array:
+            return pallas_mix.mix(model, leaves, x, y, own)
 
-    return dropout
+    return model.block(i, leaves, x, **call | {"training": Training(dropout(own)), "mix": mix})

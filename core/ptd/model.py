@@ -213,10 +213,12 @@ class SequenceModel:
         training: Training | None,
         noise: Array | None,
         run: Callable[..., Array],
+        mix: Callable[..., Array] | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """Block i on x (..., L, H), its leaves named within the block: its output and updated statistics.
 
-        All blocks are one function of their leaves, which a compiler need see only once.
+        All blocks are one function of their leaves, which a compiler need see only once. mix runs what follows the
+        layer, as the method does; a backend passes its own.
         """
         block = _Scope(leaves, "")
         statistics: dict[str, Array] = {}
@@ -224,9 +226,13 @@ class SequenceModel:
         if noise is not None:
             z = z + noise
         z = run(self.layer, block.leaves("layer."), z, lengths=lengths)
-        z = self._mix(block, z, training)
-        x = x + z if self.residual else z
+        x = self.mix(leaves, x, z, training) if mix is None else mix(self, leaves, x, z, training)
         return x if self.prenorm else self._norm(block, x, lengths, training, statistics), statistics
+
+    def mix(self, leaves: Parameters, x: Array, y: Array, training: Training | None) -> Array:
+        """What follows the layer in a block on x (..., L, H) whose layer gave y: gated activation, residual sum."""
+        z = self._mix(_Scope(leaves, ""), y, training)
+        return x + z if self.residual else z
 
     def step(self, params: Parameters, u_k: Array, states: Sequence[Array]) -> tuple[Array, list[Array]]:
         """One sample through every block: the output at k and the states after it.
@@ -345,7 +351,7 @@ class SequenceModel:
         elif training is None:
             mean, var = block["norm.mean"], block["norm.var"]
         else:
-            mean, var = _moments(x, lengths)
+            mean, var = _moments(x, lengths, block["norm.mean"])
             momentum = self.norm_momentum
             for name, value in zip(STATISTICS, (mean, var), strict=True):
                 old = block[f"norm.{name}"]
@@ -425,12 +431,16 @@ def _linear(scope: _Scope, name: str, x: Array) -> Array:
     return linear(x, astype(scope[f"{name}.weight"], x)) + astype(scope[f"{name}.bias"], x)
 
 
-def _moments(x: Array, lengths: Array | None) -> tuple[Array, Array]:
-    """Mean and variance per feature over batch and valid time."""
+def _moments(x: Array, lengths: Array | None, near: Array) -> tuple[Array, Array]:
+    """Mean and variance per feature over batch and valid time, in one pass over x.
+
+    Sums of d and d^2 are of deviations d = x - near from the mean of earlier batches: without them the difference
+    mean(d^2) - mean(d)^2 would cancel where a mean is large beside its deviation.
+    """
     xp = namespace(x)
     axes = tuple(range(x.ndim - 1))
-    if lengths is None:
-        return xp.mean(x, axis=axes), xp.var(x, axis=axes)
-    count = xp.astype(xp.sum(lengths), x.dtype)
-    mean = xp.sum(sequences.mask(x, lengths), axis=axes) / count
-    return mean, xp.sum(sequences.mask((x - mean) ** 2, lengths), axis=axes) / count
+    d = sequences.mask(x - near, lengths)
+    count = math.prod(x.shape[:-1]) if lengths is None else xp.astype(xp.sum(lengths), x.dtype)
+    mean = xp.sum(d, axis=axes) / count
+    var = xp.sum(d * d, axis=axes) / count - mean * mean
+    return near + mean, xp.where(var > 0.0, var, xp.zeros_like(var))
