@@ -35,7 +35,7 @@ def apply(
     into = beside(layer.input_rows(params, gain), 1)
     names = ("C", "C_reverse") if layer.bidirectional else ("C",)
     out = jnp.concatenate([layer.weight * beside(jnp.conj(layer.complex_leaf(params, name)).T, 0) for name in names])
-    *batch, L, H = u.shape
+    *batch, L, _ = u.shape
     drive = (signal.u @ astype(into, u)).reshape(math.prod(batch), L, 2, layer.modes)
     states = pallas_gpu.both(Lambda_bar, drive, len(names), interpret)
     y = states.reshape(*batch, L, len(out)) @ astype(out, u)
