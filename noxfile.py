@@ -56,7 +56,8 @@ def triton_interpreter(session: nox.Session) -> None:
     session.install("triton>=3.4")
     clauses = [part for clause in ("K1", "K2", "K6", "L15", "G5", "G7") for part in ("--only", clause)]
     environment = {"TRITON_INTERPRET": "1"}
-    session.run("python", "-m", "pytest", "tests/test_torch_scan.py", env=environment)
+    tests = ("tests/test_torch_scan.py", "tests/test_torch_gate.py", "tests/test_torch_chunked.py")
+    session.run("python", "-m", "pytest", *tests, env=environment)
     session.run("ptd", "conformance", "--backend", "torch", *clauses, *session.posargs, env=environment)
 
 

@@ -213,24 +213,32 @@ class SequenceModel:
         training: Training | None,
         noise: Array | None,
         run: Callable[..., Array],
-        mix: Callable[..., Array] | None = None,
+        moments: tuple[Array, Array] | None = None,
+        finish: Callable[..., Array] = lambda model, leaves, y, x, training: model.finish(leaves, y, x, training),
     ) -> tuple[Array, dict[str, Array]]:
         """Block i on x (..., L, H), its leaves named within the block: its output and updated statistics.
 
-        All blocks are one function of their leaves, which a compiler need see only once. mix runs what follows the
-        layer, as the method does; a backend passes its own.
+        All blocks are one function of their leaves, which a compiler need see only once.
+
+        Args:
+            i: number of the block.
+            leaves: its leaves.
+            x: its input.
+            lengths, training, noise, run: as in apply; noise that of this block.
+            moments: mean and variance (H,) that its batch norm needs while training, where they are known.
+            finish: runs its end, as finish does.
         """
         block = _Scope(leaves, "")
         statistics: dict[str, Array] = {}
-        z = self._norm(block, x, lengths, training, statistics) if self.prenorm else x
+        z = self._norm(block, x, lengths, training, statistics, moments) if self.prenorm else x
         if noise is not None:
             z = z + noise
         z = run(self.layer, block.leaves("layer."), z, lengths=lengths)
-        x = self.mix(leaves, x, z, training) if mix is None else mix(self, leaves, x, z, training)
-        return x if self.prenorm else self._norm(block, x, lengths, training, statistics), statistics
+        x = finish(self, leaves, z, x, training)
+        return x if self.prenorm else self._norm(block, x, lengths, training, statistics, moments), statistics
 
-    def mix(self, leaves: Parameters, x: Array, y: Array, training: Training | None) -> Array:
-        """What follows the layer in a block on x (..., L, H) whose layer gave y: gated activation, residual sum."""
+    def finish(self, leaves: Parameters, y: Array, x: Array, training: Training | None) -> Array:
+        """The end of a block: from its layer's output y, gate and dropout, and the sum with its input x."""
         z = self._mix(_Scope(leaves, ""), y, training)
         return x + z if self.residual else z
 
@@ -265,8 +273,7 @@ class SequenceModel:
             z = self._norm(block, x, None, None, {}) if self.prenorm else x
             y, state = self.layer.step(block.leaves("layer."), z[..., 0, :], states[i])
             new.append(state)
-            z = self._mix(block, y[..., None, :], None)
-            x = x + z if self.residual else z
+            x = self.finish(block.leaves(""), y[..., None, :], x, None)
             x = x if self.prenorm else self._norm(block, x, None, None, {})
         return _linear(_Scope(params, ""), "decoder", x[..., 0, :]), new
 
@@ -341,6 +348,7 @@ class SequenceModel:
         lengths: Array | None,
         training: Training | None,
         statistics: dict[str, Array],
+        known: tuple[Array, Array] | None = None,
     ) -> Array:
         if self.norm == "none":
             return x
@@ -351,7 +359,7 @@ class SequenceModel:
         elif training is None:
             mean, var = block["norm.mean"], block["norm.var"]
         else:
-            mean, var = _moments(x, lengths, block["norm.mean"])
+            mean, var = moments(x, lengths, block["norm.mean"]) if known is None else known
             momentum = self.norm_momentum
             for name, value in zip(STATISTICS, (mean, var), strict=True):
                 old = block[f"norm.{name}"]
@@ -431,14 +439,22 @@ def _linear(scope: _Scope, name: str, x: Array) -> Array:
     return linear(x, astype(scope[f"{name}.weight"], x)) + astype(scope[f"{name}.bias"], x)
 
 
-def _moments(x: Array, lengths: Array | None, near: Array) -> tuple[Array, Array]:
-    """Mean and variance per feature over batch and valid time, in one pass over x.
+def moments(x: Array, lengths: Array | None, near: Array | None = None) -> tuple[Array, Array]:
+    """Mean and variance per feature over batch and valid time, in one pass over x where near is known.
 
-    Sums of d and d^2 are of deviations d = x - near from the mean of earlier batches: without them the difference
-    mean(d^2) - mean(d)^2 would cancel where a mean is large beside its deviation.
+    mean = near + E d and var = E d^2 - (E d)^2 with d = x - near, for any near; near the mean nothing cancels.
+
+    Args:
+        x: (..., L, H).
+        lengths: integer (...), valid lengths, or None.
+        near: (H,), a guess of the mean, such as that of earlier batches; None to find one first.
+
+    Returns:
+        mean and var, each (H,); var >= 0.
     """
     xp = namespace(x)
     axes = tuple(range(x.ndim - 1))
+    near = xp.mean(x, axis=axes) if near is None else near
     d = sequences.mask(x - near, lengths)
     count = math.prod(x.shape[:-1]) if lengths is None else xp.astype(xp.sum(lengths), x.dtype)
     mean = xp.sum(d, axis=axes) / count

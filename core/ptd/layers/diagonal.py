@@ -70,6 +70,11 @@ class DiagonalLayer(Layer):
         """Outputs (..., n, T, H) of chunks from their samples and the states that enter them."""
         raise NotImplementedError
 
+    def chunk_outputs(self, u: Array, system: ChunkSystem, kernels: Kernels) -> Array:
+        """Outputs of chunks u (..., n, T, H) of a run from rest."""
+        entering, _ = kernels.carries(system.decay, self.into_states(u, system.into), None, scan=kernels.scan)
+        return self.out_of_chunks(u, entering, system)
+
     def state_planes(self, x: Array) -> Array:
         """A complex state (..., *state_axes) as the planes that kernels.carries takes."""
         raise NotImplementedError
@@ -111,6 +116,8 @@ class DiagonalLayer(Layer):
         T = kernels.chunk_length(self, signal.u.shape[-2])
         system = self.chunk_system(params, signal, T)
         u = chunks.split(signal.u, T)
+        if x0 is None and not return_state:
+            return chunks.join(self.chunk_outputs(u, system, kernels), signal.u.shape[-2]), None
         drive = self.into_states(u, system.into)
         state = None if x0 is None else self.state_planes(x0)
         entering, final = kernels.carries(system.decay, drive, state, scan=kernels.scan)
