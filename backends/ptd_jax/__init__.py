@@ -34,32 +34,26 @@ class JaxBackend(PortableBackend):
         recurrence: how recurrences run, "loop", "tree" or, without forward-mode derivatives, "pallas" on a GPU and
             "pallas-tpu" on a TPU; by default "loop" on a CPU and "tree" elsewhere, and in a learner on a GPU "pallas".
         chunk: samples per chunk of the chunked form; by default by size.
-        mix: how a learner runs gates, dropout and residual sums, "plain" or, on a GPU, "pallas"; the default there.
     """
 
     name = "jax"
     xp = array_api_compat.array_namespace(jnp.zeros(0))
     distributions = ("jax", "jaxlib", "flax", "optax")
 
-    def __init__(
-        self,
-        platform: str | None = None,
-        recurrence: str | None = None,
-        *,
-        chunk: int | None = None,
-        mix: str | None = None,
-    ):
+    def __init__(self, platform: str | None = None, recurrence: str | None = None, *, chunk: int | None = None):
         self.platform = platform or jax.default_backend()
         usual = choice(self.platform)
-        self._forced, self.chunk, self.mix = recurrence, chunk, mix or usual.mix
-        checks.choice("mix", self.mix, ("plain", "pallas"))
+        self._forced, self.chunk = recurrence, chunk
+        if chunk is not None:
+            checks.positive_integer("chunk", chunk)
         self.recurrence = recurrence or usual.recurrence
         self.kernels = table(self.platform, self.recurrence, chunk)
 
+    @functools.cached_property
     def training(self) -> JaxBackend:
         """This backend with the recurrence that is fastest where first gradients are all that is asked for."""
         recurrence = self._forced or choice(self.platform).training
-        return JaxBackend(self.platform, recurrence, chunk=self.chunk, mix=self.mix)
+        return self if recurrence == self.recurrence else JaxBackend(self.platform, recurrence, chunk=self.chunk)
 
     def device(self) -> str:
         return jax.devices()[0].device_kind
@@ -77,6 +71,8 @@ class JaxBackend(PortableBackend):
     def apply(self, layer: Layer, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
         layer.check_call(params, u, **call, activations=self.kernels.activations)
         T = self.block_length(layer, u.shape, **call)
+        if planes.fits(layer, self.kernels, self.recurrence, u.shape[-2], call):
+            call["form"] = "planes"
         static = {name: call.pop(name) for name in ("return_state", "form") if name in call}
         return _apply(layer, (self.platform, self.recurrence, self.chunk), T, params, u, **_as_arrays(call), **static)
 
@@ -120,12 +116,12 @@ class JaxBackend(PortableBackend):
         from .training import JaxLearner
 
         model.check(params)
-        return JaxLearner(self.training(), model, params, optimizer, seed, activations)
+        return JaxLearner(self.training, model, params, optimizer, seed, activations)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames=("return_state", "form"))
 def _apply(layer: Layer, choice: tuple, T: int | None, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
-    if choice[2] == 0:
+    if call.get("form") == "planes":
         return planes.apply(layer, params, u, lengths=call.get("lengths"), step_scale=call.get("step_scale"))
     if T is not None:
         return blocks.apply(

@@ -1,7 +1,7 @@
-"""Dropout whose masks are a function of key, call and position alone: any part of an array finds its part of the mask.
+"""Dropout by counting: a mask is a hash of a key and of positions, drawn again wherever it is needed.
 
-So a kernel that holds a tile draws the mask again where the gradient needs it, and nothing of it is stored. Counting
-costs a few integer operations a sample, in the pass that uses them; threefry costs tens of them.
+So the gradient stores no mask, and the pass that multiplies by it draws it, in a few integer operations a number;
+threefry takes tens of them.
 """
 
 from __future__ import annotations
@@ -18,34 +18,21 @@ from ptd.arrays import Array
 
 
 def dropout(key: Array) -> Callable[[Array, float, bool], Array]:
-    """ptd.model.Training.dropout of one pass.
+    """ptd.model.Training.dropout of one pass of a model.
 
     Args:
-        key: uint32 scalar, well mixed.
+        key: uint32 scalar, of step_key.
     """
     calls = itertools.count(1)
 
     def drop(x: Array, rate: float, over_time: bool) -> Array:
+        own = mixed(key + jnp.uint32(next(calls) * 0x9E3779B1 & 0xFFFFFFFF))
         shape = (*x.shape[:-2], 1, x.shape[-1]) if over_time else x.shape
-        return dropped(x, call_key(key, next(calls)), lax.iota(jnp.uint32, math.prod(shape)).reshape(shape), rate)
+        position = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+        kept = mixed(position + own) >= jnp.uint32(int(rate * 2**32))
+        return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
     return drop
-
-
-def call_key(key: Array, call: int) -> Array:
-    """The key of the dropout call of that number, from 1, in a pass."""
-    return mixed(key + jnp.uint32(call * 0x9E3779B1 & 0xFFFFFFFF))
-
-
-def block_key(key: Array, i: Array) -> Array:
-    """The key of block i in a pass."""
-    return mixed(key + (lax.convert_element_type(i, jnp.uint32) + 1) * jnp.uint32(0x27D4EB2F))
-
-
-def dropped(x: Array, key: Array, position: Array, rate: float) -> Array:
-    """x / (1 - rate), zero at the share rate of positions."""
-    kept = mixed(position + key) >= jnp.uint32(int(rate * 2**32))
-    return jnp.where(kept, x * (1 / (1 - rate)), jnp.zeros_like(x))
 
 
 def mixed(x: Array) -> Array:

@@ -154,7 +154,8 @@ def _backward(backwards: bool, interpret: bool, kept: tuple, cotangents: tuple) 
     """The cotangents of the states obey the recurrence from the other end, with the conjugate coefficient."""
     a, states = kept
     adjoint, g_start = _entering(_conj(a), *cotangents, not backwards, interpret)
-    product = jnp.sum(jnp.conj(from_planes(states)) * from_planes(adjoint), axis=2)
+    x, y = (from_planes(v.astype(a.dtype)) for v in (states, adjoint))
+    product = jnp.sum(jnp.conj(x) * y, axis=2)
     if a.shape[1] == 1:
         product = jnp.sum(product.reshape(len(a), -1, a.shape[-1]), axis=1)[:, None]
     return as_planes(product), adjoint, g_start

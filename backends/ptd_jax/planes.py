@@ -14,10 +14,23 @@ import jax.numpy as jnp
 
 from ptd import sequences
 from ptd.arrays import Array, astype
-from ptd.layers import S5
+from ptd.kernels import Kernels
+from ptd.layers import S5, Layer
 
 from . import pallas_gpu
 from .blocks import beside
+
+
+def fits(layer: Layer, kernels: Kernels, recurrence: str, L: int, call: Mapping[str, Any]) -> bool:
+    """Whether a call of Layer.apply runs here."""
+    given = {name for name, value in call.items() if value is not None and value is not False}
+    return (
+        isinstance(layer, S5)
+        and recurrence == "pallas"
+        and layer.form_of(kernels, **call) == "chunked"
+        and kernels.chunk_length(layer, L) == 1
+        and given <= {"form", "lengths", "step_scale"}
+    )
 
 
 def apply(

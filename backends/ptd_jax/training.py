@@ -20,12 +20,15 @@ from ptd.model import SequenceModel, Training, is_statistic
 from ptd.optimization import Group, Optimizer
 from ptd.whole_sets import Placed, as_set, batches
 
-from . import pallas_mix
-from .dropout import block_key, dropout, step_key
+from .dropout import dropout, step_key
 
 #: Steps per call of the compiled loop. It is fixed, and how many of them run is an argument: one program whatever
 #: the number of steps, so that splitting a run differently cannot change its rounding.
 CHUNK = 256
+
+#: By platform. XLA joins products that share a factor, such as a chunk's samples, and then copies the parts of the
+#: result apart: two passes more than reading the samples twice.
+COMPILER_OPTIONS = {"gpu": {"xla_gpu_dot_merger_threshold_mb": 0}}
 
 
 class State(NamedTuple):
@@ -52,8 +55,7 @@ def _programs(backend: Backend, model: SequenceModel, optimizer: Optimizer, acti
 
     def loss(trained: dict, statistics: dict, batch: Placed, key: Array) -> Any:
         call = {"lengths": batch.lengths, "training": Training(dropout(key)), "activations": activations}
-        run_block = functools.partial(_block, backend, key)
-        y, updated = backend.apply_model(model, trained | statistics, batch.inputs, run_block=run_block, **call)
+        y, updated = backend.apply_model(model, trained | statistics, batch.inputs, **call)
         return _loss(y, batch.targets), updated
 
     def step(state: State, key: Array, batch: Placed) -> tuple[State, Array]:
@@ -80,7 +82,9 @@ def _programs(backend: Backend, model: SequenceModel, optimizer: Optimizer, acti
         batch = placed.rows(index)
         return outputs(leaves, batch.inputs, batch.lengths, None)
 
-    return Programs(transform, jax.jit(step), jax.jit(run, donate_argnums=0), jax.jit(outputs), jax.jit(rows))
+    options = COMPILER_OPTIONS.get(backend.platform)
+    looped = jax.jit(run, donate_argnums=0, compiler_options=options)
+    return Programs(transform, jax.jit(step, compiler_options=options), looped, jax.jit(outputs), jax.jit(rows))
 
 
 class JaxLearner:
@@ -188,16 +192,3 @@ def _loss(y: Array, targets: Array) -> Array:
     if jnp.issubdtype(targets.dtype, jnp.integer):
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, targets))
     return jnp.mean((y - targets) ** 2)
-
-
-def _block(
-    backend: Backend, key: Array, model: SequenceModel, i: int, leaves: dict, x: Array, **call: Any
-) -> tuple[Array, dict[str, Array]]:
-    """SequenceModel.block where it trains."""
-    own, mix = block_key(key, i), None
-    if backend.mix == "pallas" and pallas_mix.supports(model):
-
-        def mix(model: SequenceModel, leaves: dict, x: Array, y: Array, _: Training) -> Array:
-            return pallas_mix.mix(model, leaves, x, y, own)
-
-    return model.block(i, leaves, x, **call | {"training": Training(dropout(own)), "mix": mix})
