@@ -39,6 +39,10 @@ class JaxBackend(PortableBackend):
     name = "jax"
     xp = array_api_compat.array_namespace(jnp.zeros(0))
     distributions = ("jax", "jaxlib", "flax", "optax")
+    not_run = {
+        'the scan kernel for TPUs, recurrence="pallas-tpu"': "tested in TPU interpret mode; measured on no TPU, which "
+        "therefore takes the tree"
+    }
 
     def __init__(self, platform: str | None = None, recurrence: str | None = None, *, chunk: int | None = None):
         self.platform = platform or jax.default_backend()

@@ -28,6 +28,7 @@ def of(backend: Backend, results: Iterable[Result], seconds: float, note: str = 
         "versions": backend.versions(),
         "dtypes": list(backend.dtypes),
         "unsupported": dict(backend.unsupported),
+        "not run": dict(backend.not_run),
         "note": note,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seconds": round(seconds, 1),
