@@ -39,7 +39,7 @@ class JaxBackend(PortableBackend):
     name = "jax"
     xp = array_api_compat.array_namespace(jnp.zeros(0))
     distributions = ("jax", "jaxlib", "flax", "optax")
-    not_run = {
+    not_run: Mapping[str, str] = {
         'the scan kernel for TPUs, recurrence="pallas-tpu"': "tested in TPU interpret mode; measured on no TPU, which "
         "therefore takes the tree"
     }
