@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 
 import ptd
 from ptd.arrays import as_planes
+from ptd.speed import TRAINING_STEPS
 from ptd_jax import JaxBackend, blocks
 from ptd_jax import backend as be
 from ptd_jax.kernels import carries_by
@@ -143,3 +144,21 @@ def test_narrow_activations_keep_the_parameters_precision_in_the_state(layer, fo
     assert_allclose(y.astype(jnp.float32), wide, rtol=0, atol=8 * eps * np.abs(wide).max())
     assert_allclose(end, end_wide, rtol=0, atol=8 * eps * np.abs(end_wide).max())
     assert form == "chunked" or np.array_equal(end, end_wide)
+
+
+def test_a_learner_on_a_gpu_takes_the_kernel_and_chunks_by_size():
+    gpu = JaxBackend("gpu")
+    assert (gpu.recurrence, gpu.training.recurrence) == ("tree", "pallas")
+    assert gpu.training is gpu.training  # one backend, so that learners share their programs
+    assert be.training is be
+    chosen = {name: gpu.training.kernels.chunk_length(r.model().layer, r.length) for name, r in TRAINING_STEPS.items()}
+    assert (chosen["ListOps"], chosen["Image"], chosen["Path-X"]) == (1, 1, 4)
+    assert gpu.training.kernels.chunk_length(ptd.S4D(8, 64), 1000) == 64
+
+
+def test_chunk_length_and_recurrence_can_be_forced():
+    gpu = JaxBackend("gpu", "tree", chunk=8)
+    assert (gpu.training.recurrence, gpu.training.kernels.chunk_length(ptd.S5(4, 8), 100)) == ("tree", 8)
+    assert gpu.kernels.chunk_length(ptd.S5(4, 8), 5) == 5
+    with pytest.raises(ValueError, match=r"chunk: expected a positive integer, got 0"):
+        JaxBackend("gpu", chunk=0)

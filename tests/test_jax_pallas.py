@@ -9,8 +9,9 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from numpy.testing import assert_allclose
 
+import ptd
 from ptd import chunks, recurrence
-from ptd_jax import kernels, pallas_gpu, pallas_tpu
+from ptd_jax import JaxBackend, kernels, pallas_gpu, pallas_tpu, planes
 from ptd_jax.recurrences import loop
 
 
@@ -79,6 +80,76 @@ def test_gpu_carries_differentiate_as_the_tree():
     close(found, expected)
 
 
+@pytest.mark.parametrize("directions", [1, 2])
+def test_states_of_both_directions_and_their_gradient_equal_the_definition(directions, monkeypatch):
+    """Time in segments, and modes that fill no tile."""
+    monkeypatch.setattr(pallas_gpu, "SHORTEST_SEGMENT", 6)
+    a, drive, w = coefficient(3), draw(2, 19, 2, 3), draw(2, 19, directions, 2, 3, seed=4)
+
+    def by_definition(a, drive):
+        drive = drive[:, :, 0] + 1j * drive[:, :, 1]
+        ways = [recurrence.scan(a, drive), jnp.flip(recurrence.scan(a, jnp.flip(drive, 1)), 1)][:directions]
+        return jnp.stack([jnp.stack([x.real, x.imag], -2) for x in ways], 2)
+
+    def here(a, drive):
+        return pallas_gpu.both(a, drive, directions, interpret=True)
+
+    def with_gradient(f):
+        x, pull = jax.vjp(f, a, drive)
+        return [x, *pull(jnp.asarray(w))]
+
+    found, expected = jax.jit(lambda: [with_gradient(f) for f in (here, by_definition)])()
+    close(found, expected)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("lengths", [None, (11, 4)])
+def test_scan_form_on_planes_equals_the_scan_form_gradients_included(bidirectional, lengths):
+    layer = ptd.S5(3, 6, bidirectional=bidirectional)
+    params = {n: jnp.asarray(v) for n, v in ptd.initialize(layer, np.random.default_rng(0), init="legs").items()}
+    u, w, lengths = jnp.asarray(draw(2, 11, 3)), draw(2, 11, 3, seed=3), None if lengths is None else np.array(lengths)
+    call = {"lengths": lengths, "step_scale": 0.5}
+
+    def loss(apply, params, u):
+        y = apply(params, u)
+        return jnp.sum(w * y), y
+
+    def here(params, u):
+        return planes.apply(layer, params, u, **call, interpret=True)
+
+    def plain(params, u):
+        return layer.apply(params, u, form="scan", **call)
+
+    found, expected = jax.jit(
+        lambda: [jax.grad(lambda *x, f=f: loss(f, *x), (0, 1), has_aux=True)(params, u) for f in (here, plain)]
+    )()
+    jax.tree.map(lambda x, y: assert_allclose(x, y, rtol=1e-10, atol=1e-12), found, expected)
+
+
+def test_chunks_of_one_sample_run_on_planes_where_the_kernel_can(monkeypatch):
+    both = pallas_gpu.both
+    monkeypatch.setattr(pallas_gpu, "both", lambda a, drive, D, _: both(a, drive, D, interpret=True))
+    layer, gpu = ptd.S5(3, 6), JaxBackend("gpu", "pallas", chunk=1)
+    fits = [planes.fits(layer, gpu.kernels, gpu.recurrence, 9, call) for call in (
+        {}, {"lengths": (3, 4), "step_scale": 2.0}, {"form": "scan"}, {"return_state": True}, {"state": 0.0},
+    )]  # fmt: skip
+    assert fits == [True, True, False, False, False]
+    params = {n: jnp.asarray(v) for n, v in ptd.initialize(layer, np.random.default_rng(0), init="legs").items()}
+    u = jnp.asarray(draw(2, 9, 3))
+    assert_allclose(gpu.apply(layer, params, u), layer.apply(params, u), rtol=0, atol=1e-12)
+
+
+def test_gpu_kernel_takes_narrow_drives_and_keeps_the_state_wide():
+    a, drive = coefficient(4).astype(np.complex64), jnp.asarray(draw(2, 40, 2, 2, 4), jnp.bfloat16)
+    start = np.zeros((2, 2, 2, 4), np.float32)
+    entering, final = pallas_gpu.carries(a, drive, start, interpret=True)
+    expected, end = chunks.carries(a, np.asarray(drive, np.float32))
+    assert (entering.dtype, final.dtype) == (jnp.bfloat16, jnp.float32)
+    assert_allclose(final, end, rtol=0, atol=1e-5 * np.abs(end).max())
+    eps = float(jnp.finfo(jnp.bfloat16).eps)
+    assert_allclose(entering.astype(jnp.float32), expected, rtol=eps, atol=1e-5)
+
+
 def test_gpu_kernel_and_its_gradient_lower_to_triton():
     """No GPU is needed to see whether Pallas accepts every operation of the kernel."""
 
@@ -89,6 +160,14 @@ def test_gpu_kernel_and_its_gradient_lower_to_triton():
     arguments = [jnp.asarray(x, t) for x, t in ((coefficient(24), "complex64"), (draw(2, 900, 2, 2, 24), "float32"))]
     gradient = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arguments, jnp.zeros((2, 2, 2, 24), jnp.float32))
     text = gradient.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("custom_call @__gpu$xla.gpu.triton") == 4  # ends and states, from both sides
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_states_of_both_directions_lower_to_triton(dtype):
+    a, drive = jnp.asarray(coefficient(24), "complex64"), jnp.zeros((2, 900, 2, 24), dtype)
+    gradient = jax.jit(jax.grad(lambda *x: jnp.sum(pallas_gpu.both(*x, 2).astype("float32")), (0, 1)))
+    text = gradient.trace(a, drive).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("custom_call @__gpu$xla.gpu.triton") == 4  # ends and states, from both sides
 
 

@@ -29,3 +29,8 @@ def test_link_leads_to_a_file(link: str) -> None:
 def test_support_table_is_made_from_the_records() -> None:
     records = [record.read(path) for path in sorted((ROOT / "conformance/results").glob("*.json"))]
     assert report.with_support_table(TEXT, records) == TEXT
+
+
+def test_parts_that_no_device_has_measured_are_not_run_in_the_report() -> None:
+    made = record.read(ROOT / "conformance/results/jax-cpu.json")
+    assert re.search(r"jax \(cpu\), not-run: [^<]*TPU[^<]*measured on no TPU", report.page([made]))

@@ -21,8 +21,8 @@ from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
 from ptd.portable import PortableBackend
 
-from . import blocks
-from .kernels import table, usual_recurrence
+from . import blocks, planes
+from .kernels import choice, table
 
 
 class JaxBackend(PortableBackend):
@@ -32,17 +32,32 @@ class JaxBackend(PortableBackend):
         platform: whose kernels and forms to take: "cpu", "gpu", "tpu"; by default the one jax computes on. Pass
             another to export for it; results are the same.
         recurrence: how recurrences run, "loop", "tree" or, without forward-mode derivatives, "pallas" on a GPU and
-            "pallas-tpu" on a TPU; by default "loop" on a CPU and "tree" elsewhere.
+            "pallas-tpu" on a TPU; by default "loop" on a CPU and "tree" elsewhere, and in a learner on a GPU "pallas".
+        chunk: samples per chunk of the chunked form; by default by size.
     """
 
     name = "jax"
     xp = array_api_compat.array_namespace(jnp.zeros(0))
     distributions = ("jax", "jaxlib", "flax", "optax")
+    not_run: Mapping[str, str] = {
+        'the scan kernel for TPUs, recurrence="pallas-tpu"': "tested in TPU interpret mode; measured on no TPU, which "
+        "therefore takes the tree"
+    }
 
-    def __init__(self, platform: str | None = None, recurrence: str | None = None):
+    def __init__(self, platform: str | None = None, recurrence: str | None = None, *, chunk: int | None = None):
         self.platform = platform or jax.default_backend()
-        self.recurrence = recurrence or usual_recurrence(self.platform)
-        self.kernels = table(self.platform, self.recurrence)
+        usual = choice(self.platform)
+        self._forced, self.chunk = recurrence, chunk
+        if chunk is not None:
+            checks.positive_integer("chunk", chunk)
+        self.recurrence = recurrence or usual.recurrence
+        self.kernels = table(self.platform, self.recurrence, chunk)
+
+    @functools.cached_property
+    def training(self) -> JaxBackend:
+        """This backend with the recurrence that is fastest where first gradients are all that is asked for."""
+        recurrence = self._forced or choice(self.platform).training
+        return self if recurrence == self.recurrence else JaxBackend(self.platform, recurrence, chunk=self.chunk)
 
     def device(self) -> str:
         return jax.devices()[0].device_kind
@@ -60,8 +75,10 @@ class JaxBackend(PortableBackend):
     def apply(self, layer: Layer, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
         layer.check_call(params, u, **call, activations=self.kernels.activations)
         T = self.block_length(layer, u.shape, **call)
+        if planes.fits(layer, self.kernels, self.recurrence, u.shape[-2], call):
+            call["form"] = "planes"
         static = {name: call.pop(name) for name in ("return_state", "form") if name in call}
-        return _apply(layer, (self.platform, self.recurrence), T, params, u, **_as_arrays(call), **static)
+        return _apply(layer, (self.platform, self.recurrence, self.chunk), T, params, u, **_as_arrays(call), **static)
 
     def block_length(self, layer: Layer, shape: tuple[int, ...], **call: Any) -> int | None:
         """The samples per block where a call of apply runs the scan form in blocks of time, else None.
@@ -103,11 +120,13 @@ class JaxBackend(PortableBackend):
         from .training import JaxLearner
 
         model.check(params)
-        return JaxLearner(self, model, params, optimizer, seed, activations)
+        return JaxLearner(self.training, model, params, optimizer, seed, activations)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames=("return_state", "form"))
 def _apply(layer: Layer, choice: tuple, T: int | None, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
+    if call.get("form") == "planes":
+        return planes.apply(layer, params, u, lengths=call.get("lengths"), step_scale=call.get("step_scale"))
     if T is not None:
         return blocks.apply(
             layer, params, u, T, **{name: call[name] for name in call if name not in ("form", "resets")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ptd import checks
+from ptd import checks, chunks
 from ptd.arrays import Array, as_planes, from_planes
 from ptd.kernels import Kernels
 from ptd.recurrence import LowRankTransition
@@ -24,7 +24,8 @@ class Recurrence:
     """One way to run x_k = Lambda_bar x_{k-1} + drive_k.
 
     Attributes:
-        carries: as ptd.chunks.carries, with the states that enter from both sides, (..., D, 2, M); all in one dtype.
+        carries: as ptd.chunks.carries, with the states that enter from both sides, (..., D, 2, M), in the precision of
+            Lambda_bar; what it returns has that precision or the drive's.
         scan: as ptd.recurrence.scan, with a state and without resets.
     """
 
@@ -52,11 +53,10 @@ def carries_by(recurrence: str) -> Callable[..., tuple[Array, Array]]:
     run = RECURRENCES[recurrence]().carries
 
     def carries(Lambda_bar: Array, drive: Array, state: Array | None = None, **_: Any) -> tuple[Array, Array]:
-        dtype, wide = drive.dtype, drive.astype(Lambda_bar.real.dtype)
-        start = jnp.zeros_like(wide[..., 0, :, :, :])
+        start = jnp.zeros(drive[..., 0, :, :, :].shape, Lambda_bar.real.dtype)
         start = start if state is None else start.at[..., 0, :, :].set(state)
-        entering, final = run(Lambda_bar, wide, start)
-        return entering.astype(dtype), final
+        entering, final = run(Lambda_bar, drive, start)
+        return entering.astype(drive.dtype), final
 
     return carries
 
@@ -77,7 +77,7 @@ def _carries(fixed: Callable, Lambda_bar: Array, drive: Array, start: Array) -> 
     if Lambda_bar.ndim > 1:
         H, M = Lambda_bar.shape
         Lambda_bar = Lambda_bar.reshape(H, *(1,) * (drive.ndim - 4), M)
-    x = fixed(Lambda_bar, jnp.moveaxis(_aligned(drive), -4, 0), start)
+    x = fixed(Lambda_bar, jnp.moveaxis(_aligned(drive.astype(start.dtype)), -4, 0), start)
     entering = jnp.concatenate([start[None], x[:-1]])
     return _aligned(jnp.moveaxis(entering, 0, -4)), x[-1]
 
@@ -158,31 +158,72 @@ RECURRENCES: dict[str, Callable[[], Recurrence]] = {
     "pallas-tpu": _pallas_tpu,
 }
 
-#: By platform, the recurrence and the forms that are fastest, by measurement: see ptd_jax.speed. On a CPU the loop is
-#: 1 to 3 times faster forward, 2.5 to 4 times with its gradient and 6 to 15 times in compile time than the
-#: associative scan (L 64 to 65536, jax 0.10); elsewhere it would launch a kernel per step. And on a CPU the product
-#: with an S5 chunk's (T H, T H) matrix costs more than the recurrence it shortens.
+
+@dataclass(frozen=True)
+class Choice:
+    """What is fastest on a platform, by measurement: see ptd_jax.speed.
+
+    Attributes:
+        recurrence: of RECURRENCES, with every kind of derivative.
+        training: of RECURRENCES, where first gradients are all that is asked for.
+        forms: as in ptd.kernels.Kernels.
+    """
+
+    recurrence: str
+    training: str
+    forms: Mapping[str, str]
+
+
+CHUNKED = {"s5": "chunked", "s4d": "chunked", "dss": "chunked"}
+
+#: On a CPU the loop is 1 to 3 times faster forward, 2.5 to 4 times with its gradient and 6 to 15 times in compile time
+#: than the associative scan (L 64 to 65536, jax 0.10); elsewhere it would launch a kernel per step. And on a CPU the
+#: product with an S5 chunk's (T H, T H) matrix costs more than the recurrence it shortens.
 CHOICES = {
-    "cpu": ("loop", {"s5": "scan", "s4d": "chunked", "dss": "chunked"}),
-    "default": ("tree", {"s5": "chunked", "s4d": "chunked", "dss": "chunked"}),
+    "cpu": Choice("loop", "loop", CHUNKED | {"s5": "scan"}),
+    "gpu": Choice("tree", "pallas", CHUNKED),
+    "default": Choice("tree", "tree", CHUNKED),
 }
 
 
-def usual_recurrence(platform: str) -> str:
-    """The name of the recurrence that is fastest on a platform."""
-    return CHOICES.get(platform, CHOICES["default"])[0]
+def chunk_length_by_pallas(layer: Any, L: int) -> int:
+    """T where the GPU kernel runs the recurrence: the power of two that a training step should take least time with.
+
+    By count, a sample moves its S = 2 D M state numbers 14/T times, at 3.5 TB/s, and takes 6 T H^2 operations in the
+    direct product, at 250 T/s (TF32 on an H200). With T = 1, and states after each sample, that product is not needed:
+    see ptd_jax.planes.
+    """
+    if len(layer.state_axes) == 2:
+        return chunks.chunk_length(layer, L)
+    states, direct = 2 * (1 + layer.bidirectional) * layer.modes * 4 / 3.5, 6 * layer.d_model**2 / 250
+
+    def cost(T: int) -> float:
+        return 13 * states if T == 1 else 14 * states / T + direct * T
+
+    return min((T for T in (1, 2, 4, 8) if T == 1 or L >= T), key=cost)
+
+
+#: Chunk lengths by recurrence, where not ptd.chunks.chunk_length.
+CHUNK_LENGTHS = {"pallas": chunk_length_by_pallas}
+
+
+def choice(platform: str) -> Choice:
+    """The Choice of a platform as jax names it ("cpu", "gpu", "tpu")."""
+    return CHOICES.get(platform, CHOICES["default"])
 
 
 @functools.cache
-def table(platform: str, recurrence: str) -> Kernels:
-    """The kernels of a platform as jax names it ("cpu", "gpu", "tpu") with one of RECURRENCES."""
+def table(platform: str, recurrence: str, chunk: int | None = None) -> Kernels:
+    """The kernels of a platform with one of RECURRENCES, and with chunks of that many samples unless None."""
     checks.choice("recurrence", recurrence, RECURRENCES)
+    usual = CHUNK_LENGTHS.get(recurrence, chunks.chunk_length)
     return Kernels(
         scan=scan_by(recurrence),
         scan_low_rank=scan_low_rank,
         carries=carries_by(recurrence),
+        chunk_length=usual if chunk is None else lambda _, L: max(1, min(chunk, L)),
         activations=frozenset({"bfloat16"}),
-        forms=CHOICES.get(platform, CHOICES["default"])[1],
+        forms=choice(platform).forms,
     )
 
 

@@ -70,17 +70,74 @@ def carries(Lambda_bar: Array, drive: Array, start: Array, interpret: bool = Fal
     return states.reshape(drive.shape), final.reshape(start.shape)
 
 
+def both(Lambda_bar: Array, drive: Array, directions: int, interpret: bool = False) -> Array:
+    """The states after each step from zero, for one or both directions of one drive.
+
+    Args:
+        Lambda_bar: complex (M,).
+        drive: real (R, n, 2, M).
+        directions: 1, left to right, or 2.
+        interpret: run the kernel's meaning on any device.
+
+    Returns:
+        Real (R, n, D, 2, M), in the dtype of drive.
+    """
+    M = drive.shape[-1]
+    lanes = -M % NARROWEST
+    a, drive = (
+        jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, lanes),)) for x in (as_planes(Lambda_bar)[None, None], drive)
+    )
+    return _both(a, drive[:, :, None], directions, interpret)[..., :M]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _both(a: Array, drive: Array, D: int, interpret: bool) -> Array:
+    return _run(a, drive, None, D, False, interpret, inclusive=True)[0]
+
+
+def _both_forward(a: Array, drive: Array, D: int, interpret: bool) -> tuple[Array, tuple]:
+    states = _both(a, drive, D, interpret)
+    return states, (a, states)
+
+
+def _both_backward(D: int, interpret: bool, kept: tuple, g: Array) -> tuple[Array, Array]:
+    a, states = kept
+    adjoint, _ = _run(_conj(a), g, None, D, True, interpret, inclusive=True)
+    product = jnp.zeros((), a.dtype)
+    for d in range(D):
+        x, y = (from_planes(v[:, :, d].astype(a.dtype)) for v in (states, adjoint))
+        x, y = (x[:, 1:], y[:, :-1]) if d else (x[:, :-1], y[:, 1:])
+        product = product + jnp.sum(jnp.conj(x) * y, axis=(0, 1))
+    return as_planes(product)[None, None], jnp.sum(adjoint, 2, keepdims=True)
+
+
+_both.defvjp(_both_forward, _both_backward)
+
+
+def _conj(a: Array) -> Array:
+    return a * jnp.asarray([[1.0], [-1.0]], a.dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _entering(a: Array, drive: Array, start: Array, backwards: bool, interpret: bool) -> tuple[Array, Array]:
-    R, n, D, _, M = drive.shape
+    return _run(a, drive, start, drive.shape[2], backwards, interpret)
+
+
+def _run(
+    a: Array, drive: Array, start: Array | None, D: int, backwards: bool, interpret: bool, inclusive: bool = False
+) -> tuple[Array, Array]:
+    """States of D directions, in segments of time, and the final ones; drive (R, n, D or 1, 2, M)."""
+    R, n, _, _, M = drive.shape
+    start = jnp.zeros((R, D, 2, M), a.dtype) if start is None else start
     tile = max(t for t in (NARROWEST, 16, 32, WIDEST) if M % t == 0)
     wanted = 1 if a.shape[1] > 1 else min(PROGRAMS // max(1, R * D * M // tile), n // SHORTEST_SEGMENT)
     steps = -(-n // max(1, wanted))
-    run = functools.partial(_launch, a, drive, tile=tile, steps=steps, backwards=backwards, interpret=interpret)
+    options = {"tile": tile, "steps": steps, "backwards": backwards, "inclusive": inclusive, "interpret": interpret}
+    run = functools.partial(_launch, a, drive, **options)
     starts = start[:, None]
     segments = -(-n // steps)
     if segments > 1:
-        added = run(jnp.zeros((R, segments, D, 2, M), drive.dtype), ends_only=True)[-1]
+        added = run(jnp.zeros((R, segments, D, 2, M), a.dtype), ends_only=True)[-1]
         decay = jnp.repeat(from_planes(a[:, 0]) ** steps, R // len(a), axis=0)[:, None]
         after = jnp.moveaxis(tree(decay, jnp.moveaxis(added, 1, 0), start), 0, 1)
         starts = jnp.concatenate([starts, after[:, :-1]], axis=1)
@@ -96,9 +153,9 @@ def _forward(a: Array, drive: Array, start: Array, backwards: bool, interpret: b
 def _backward(backwards: bool, interpret: bool, kept: tuple, cotangents: tuple) -> tuple[Array, Array, Array]:
     """The cotangents of the states obey the recurrence from the other end, with the conjugate coefficient."""
     a, states = kept
-    conj = a * jnp.asarray([[1.0], [-1.0]], a.dtype)
-    adjoint, g_start = _entering(conj, *cotangents, not backwards, interpret)
-    product = jnp.sum(jnp.conj(from_planes(states)) * from_planes(adjoint), axis=2)
+    adjoint, g_start = _entering(_conj(a), *cotangents, not backwards, interpret)
+    x, y = (from_planes(v.astype(a.dtype)) for v in (states, adjoint))
+    product = jnp.sum(jnp.conj(x) * y, axis=2)
     if a.shape[1] == 1:
         product = jnp.sum(product.reshape(len(a), -1, a.shape[-1]), axis=1)[:, None]
     return as_planes(product), adjoint, g_start
@@ -115,15 +172,20 @@ def _launch(
     tile: int,
     steps: int,
     backwards: bool,
+    inclusive: bool,
     interpret: bool,
     ends_only: bool = False,
 ) -> list[Array]:
     """[states,] ends of the segments that begin in starts (R, segments, D, 2, M)."""
-    R, n, D, _, M = drive.shape
+    R, n, _, _, M = drive.shape
+    D = starts.shape[2]
+    states = jax.ShapeDtypeStruct((R, n, D, 2, M), drive.dtype)
     if R == 0:
-        return [drive, starts]
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in ([] if ends_only else [drive]) + [starts]]
-    kernel = functools.partial(_kernel, rows=R // len(a), D=D, n=n, tile=tile, steps=steps, backwards=backwards)
+        return [jnp.zeros(states.shape, states.dtype), starts]
+    shapes = ([] if ends_only else [states]) + [jax.ShapeDtypeStruct(starts.shape, starts.dtype)]
+    kernel = functools.partial(
+        _kernel, rows=R // len(a), D=D, n=n, tile=tile, steps=steps, backwards=backwards, inclusive=inclusive
+    )
     options = {} if interpret else {"compiler_params": _compiler(tile)}
     grid = (R * D, starts.shape[1], M // tile)
     return pl.pallas_call(kernel, shapes, grid=grid, interpret=interpret, name="ptd_entering", **options)(
@@ -138,23 +200,38 @@ def _compiler(tile: int) -> Any:
 
 
 def _kernel(
-    a: Any, drive: Any, start: Any, *out: Any, rows: int, D: int, n: int, tile: int, steps: int, backwards: bool
+    a: Any,
+    drive: Any,
+    start: Any,
+    *out: Any,
+    rows: int,
+    D: int,
+    n: int,
+    tile: int,
+    steps: int,
+    backwards: bool,
+    inclusive: bool,
 ) -> None:
     program, segment, lanes = pl.program_id(0), pl.program_id(1), pl.ds(pl.program_id(2) * tile, tile)
     row, direction = program // D, program % D
     count = jnp.minimum(steps, n - segment * steps)
-    per_step = a.shape[1] > 1
+    per_step, own = a.shape[1] > 1, direction if drive.shape[2] > 1 else 0
 
     def planes(ref: Any, *at: Any) -> tuple[Array, Array]:
-        return ref[*at, 0, lanes], ref[*at, 1, lanes]
+        return ref[*at, 0, lanes].astype(a.dtype), ref[*at, 1, lanes].astype(a.dtype)
+
+    def store(k: Array, x: tuple[Array, Array]) -> None:
+        if len(out) > 1:
+            for part in range(2):
+                out[0][row, k, direction, part, lanes] = x[part].astype(out[0].dtype)
 
     fixed = planes(a, row // rows, 0)
 
     def step(at: tuple, x: tuple[Array, Array]) -> tuple[Array, Array]:
         k, d, c = at
-        if len(out) > 1:
-            out[0][row, k, direction, 0, lanes], out[0][row, k, direction, 1, lanes] = x
-        return c[0] * x[0] - c[1] * x[1] + d[0], c[0] * x[1] + c[1] * x[0] + d[1]
+        after = c[0] * x[0] - c[1] * x[1] + d[0], c[0] * x[1] + c[1] * x[0] + d[1]
+        store(k, after if inclusive else x)
+        return after
 
     def several(first: Array, number: int, x: tuple[Array, Array]) -> tuple[Array, Array]:
         """That many steps, loaded before the first is run."""
@@ -162,7 +239,7 @@ def _kernel(
         for j in range(number):
             k = segment * steps + first + j
             k = jnp.where((direction == 1) != backwards, n - 1 - k, k)
-            loaded.append((k, planes(drive, row, k, direction), planes(a, row, k) if per_step else fixed))
+            loaded.append((k, planes(drive, row, k, own), planes(a, row, k) if per_step else fixed))
         for at in loaded:
             x = step(at, x)
         return x

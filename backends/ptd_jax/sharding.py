@@ -24,7 +24,7 @@ from ptd.kernels import Kernels
 from ptd.layers import Layer
 from ptd.layers.diagonal import DiagonalLayer
 
-from .kernels import table, usual_recurrence
+from .kernels import choice, table
 
 
 def apply(
@@ -64,7 +64,7 @@ def apply(
         ValueError: an argument does not fit.
     """
     platform = jax.default_backend()
-    kernels = table(platform, recurrence or usual_recurrence(platform))
+    kernels = table(platform, recurrence or choice(platform).recurrence)
     layer.check_call(
         params,
         u,

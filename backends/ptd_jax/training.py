@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,9 +20,15 @@ from ptd.model import SequenceModel, Training, is_statistic
 from ptd.optimization import Group, Optimizer
 from ptd.whole_sets import Placed, as_set, batches
 
+from .dropout import dropout, step_key
+
 #: Steps per call of the compiled loop. It is fixed, and how many of them run is an argument: one program whatever
 #: the number of steps, so that splitting a run differently cannot change its rounding.
 CHUNK = 256
+
+#: By platform. XLA joins products that share a factor, such as a chunk's samples, and then copies the parts of the
+#: result apart: two passes more than reading the samples twice.
+COMPILER_OPTIONS = {"gpu": {"xla_gpu_dot_merger_threshold_mb": 0}}
 
 
 class State(NamedTuple):
@@ -49,8 +54,7 @@ def _programs(backend: Backend, model: SequenceModel, optimizer: Optimizer, acti
     transform = optimizer_groups(optimizer)
 
     def loss(trained: dict, statistics: dict, batch: Placed, key: Array) -> Any:
-        training = Training(_dropout(key))
-        call = {"lengths": batch.lengths, "training": training, "activations": activations}
+        call = {"lengths": batch.lengths, "training": Training(dropout(key)), "activations": activations}
         y, updated = backend.apply_model(model, trained | statistics, batch.inputs, **call)
         return _loss(y, batch.targets), updated
 
@@ -58,7 +62,7 @@ def _programs(backend: Backend, model: SequenceModel, optimizer: Optimizer, acti
         trained = _trained(state.leaves)
         statistics = {name: value for name, value in state.leaves.items() if is_statistic(name)}
         gradient = jax.value_and_grad(loss, has_aux=True)
-        (value, updated), g = gradient(trained, statistics, batch, jax.random.fold_in(key, state.steps))
+        (value, updated), g = gradient(trained, statistics, batch, step_key(key, state.steps))
         changes, optimizer_state = transform.update(g, state.optimizer, trained)
         leaves = optax.apply_updates(trained, changes) | statistics | updated
         return State(leaves, optimizer_state, state.steps + 1), value
@@ -78,7 +82,9 @@ def _programs(backend: Backend, model: SequenceModel, optimizer: Optimizer, acti
         batch = placed.rows(index)
         return outputs(leaves, batch.inputs, batch.lengths, None)
 
-    return Programs(transform, jax.jit(step), jax.jit(run, donate_argnums=0), jax.jit(outputs), jax.jit(rows))
+    options = COMPILER_OPTIONS.get(backend.platform)
+    looped = jax.jit(run, donate_argnums=0, compiler_options=options)
+    return Programs(transform, jax.jit(step, compiler_options=options), looped, jax.jit(outputs), jax.jit(rows))
 
 
 class JaxLearner:
@@ -186,14 +192,3 @@ def _loss(y: Array, targets: Array) -> Array:
     if jnp.issubdtype(targets.dtype, jnp.integer):
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, targets))
     return jnp.mean((y - targets) ** 2)
-
-
-def _dropout(key: Array) -> Any:
-    calls = itertools.count()
-
-    def dropout(x: Array, rate: float, over_time: bool) -> Array:
-        shape = (*x.shape[:-2], 1, x.shape[-1]) if over_time else x.shape
-        keep = jax.random.bernoulli(jax.random.fold_in(key, next(calls)), 1 - rate, shape)
-        return jnp.where(keep, x / (1 - rate), 0.0)
-
-    return dropout

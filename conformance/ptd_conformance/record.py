@@ -32,6 +32,7 @@ def of(
         "dtypes": list(backend.dtypes),
         "unsupported": dict(backend.unsupported),
         "products": products.name,
+        "not run": dict(backend.not_run),
         "note": note,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seconds": round(seconds, 1),

@@ -97,6 +97,8 @@ def print_table(console: Any, records: list[Record]) -> None:
     console.print(table)
     for record in records:
         console.print(f"{name(record)}: {summary(record)} in {record['seconds']} s; {versions(record)}")
+        for part, why in record.get("not run", {}).items():
+            console.print(f"{name(record)}, {Outcome.NOT_RUN.value}: {part} ({why})")
 
 
 def summary(record: Record) -> str:

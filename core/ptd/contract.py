@@ -103,6 +103,8 @@ class Backend(Protocol):
     unsupported: Mapping[str, str]
     #: Clauses it is known to fail, by clause id or "id-subject", each with the reason; a pass there fails the suite.
     known_failures: Mapping[str, str]
+    #: Parts of it that no run on any device has measured, each with what stands in for that; the report says so.
+    not_run: Mapping[str, str]
     #: Its kernels: ptd's definitions, or faster forms.
     kernels: Kernels
 

@@ -387,7 +387,7 @@ class SequenceModel:
         elif training is None:
             mean, var = block["norm.mean"], block["norm.var"]
         else:
-            y, mean, var = (own or batch_norm)(x, lengths, scale, bias)
+            y, mean, var = (own or functools.partial(batch_norm, near=block["norm.mean"]))(x, lengths, scale, bias)
             momentum = self.norm_momentum
             for name, value in zip(STATISTICS, (mean, var), strict=True):
                 old = block[f"norm.{name}"]
@@ -458,19 +458,33 @@ def normalized(x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> 
     return (x - mean) / namespace(x).sqrt(var + NORM_EPSILON) * scale + bias
 
 
-def batch_norm(x: Array, lengths: Array | None, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
-    """x normalised by its moments, in its dtype, and these, in that of scale."""
+def batch_norm(
+    x: Array, lengths: Array | None, scale: Array, bias: Array, near: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """x normalised by its moments, in its dtype, and these, in that of scale; near as in moments."""
     wide = astype(x, scale)
-    mean, var = moments(wide, lengths)
+    mean, var = moments(wide, lengths, near)
     return astype(normalized(wide, mean, var, scale, bias), x), mean, var
 
 
-def moments(x: Array, lengths: Array | None) -> tuple[Array, Array]:
-    """Mean and variance per feature over batch and valid time."""
+def moments(x: Array, lengths: Array | None, near: Array | None = None) -> tuple[Array, Array]:
+    """Mean and variance per feature over batch and valid time, in one pass over x where near is known.
+
+    mean = near + E d and var = E d^2 - (E d)^2 with d = x - near, for any near; near the mean nothing cancels.
+
+    Args:
+        x: (..., L, H).
+        lengths: integer (...), valid lengths, or None.
+        near: (H,), a guess of the mean, such as that of earlier batches; None to find one first.
+
+    Returns:
+        mean and var, each (H,); var >= 0.
+    """
     xp = namespace(x)
     axes = tuple(range(x.ndim - 1))
-    if lengths is None:
-        return xp.mean(x, axis=axes), xp.var(x, axis=axes)
-    count = xp.astype(xp.sum(lengths), x.dtype)
-    mean = xp.sum(sequences.mask(x, lengths), axis=axes) / count
-    return mean, xp.sum(sequences.mask((x - mean) ** 2, lengths), axis=axes) / count
+    near = xp.mean(x, axis=axes) if near is None else near
+    d = sequences.mask(x - near, lengths)
+    count = math.prod(x.shape[:-1]) if lengths is None else xp.astype(xp.sum(lengths), x.dtype)
+    mean = xp.sum(d, axis=axes) / count
+    var = xp.sum(d * d, axis=axes) / count - mean * mean
+    return near + mean, xp.where(var > 0.0, var, xp.zeros_like(var))

@@ -36,6 +36,7 @@ class PortableBackend:
     dtypes: tuple[str, ...] = ("float32", "float64")
     unsupported: Mapping[str, str] = {}
     known_failures: Mapping[str, str] = {}
+    not_run: Mapping[str, str] = {}
     kernels: Kernels = PORTABLE
 
     def __repr__(self) -> str:

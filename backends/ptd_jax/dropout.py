@@ -1,0 +1,47 @@
+"""Dropout by counting: a mask is a hash of a key and of positions, drawn again wherever it is needed.
+
+So the gradient stores no mask, and the pass that multiplies by it draws it, in a few integer operations a number;
+threefry takes tens of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ptd.arrays import Array
+
+
+def dropout(key: Array) -> Callable[[Array, float, bool], Array]:
+    """ptd.model.Training.dropout of one pass of a model.
+
+    Args:
+        key: uint32 scalar, of step_key.
+    """
+    calls = itertools.count(1)
+
+    def drop(x: Array, rate: float, over_time: bool) -> Array:
+        own = mixed(key + jnp.uint32(next(calls) * 0x9E3779B1 & 0xFFFFFFFF))
+        shape = (*x.shape[:-2], 1, x.shape[-1]) if over_time else x.shape
+        position = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+        kept = mixed(position + own) >= jnp.uint32(int(rate * 2**32))
+        return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+
+    return drop
+
+
+def mixed(x: Array) -> Array:
+    """32 well-mixed bits of each uint32: rounds of multiply and fold, each a bijection of 32 bits."""
+    for factor in (0x85EBCA6B, 0xC2B2AE35):
+        x = (x ^ (x >> 16)) * jnp.uint32(factor)
+    return x ^ (x >> 16)
+
+
+def step_key(key: Array, step: Array) -> Array:
+    """The key of a training step from a run's key, jax.random's."""
+    return jax.random.bits(jax.random.fold_in(key, step))
