@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
 from ptd.portable import PortableBackend
 
+from .chunked import mixing_chunks
 from .compilation import compiled
 from .kernels import KERNELS, exact_matmul
 from .scan import kernel_path
@@ -79,8 +81,11 @@ class TorchBackend(PortableBackend):
     def to_numpy(self, array: Tensor) -> NDArray:
         return array.detach().cpu().numpy()
 
-    def apply(self, layer: Layer, params: Mapping[str, Tensor], u: Tensor, **call: Any) -> Any:
+    def apply(self, layer: Layer, params: Mapping[str, Tensor], u: Tensor, *, fused: bool = False, **call: Any) -> Any:
+        """See ptd.contract.Backend; fused takes kernels that have a first derivative and nothing else."""
         kernels = KERNELS[u.device.type] if isinstance(u, Tensor) else self.kernels
+        if fused:
+            kernels = dataclasses.replace(kernels, mixing_chunks=mixing_chunks)
         layer.check_call(params, u, activations=kernels.activations, **call)  # while host values still are
         return layer.apply(params, _autocast(u), kernels=kernels, **_as_tensors(call, u))
 

@@ -42,7 +42,7 @@ def scan(a: Tensor, drive: Tensor, x0: Tensor | None, exclusive: bool) -> tuple[
         x (R, n, D, 2, M) in the dtype of drive, and final (R, D, 2, M) in that of a, the dtype computed in.
     """
     _check(a, drive, exclusive)
-    x, final, _ = _walk(a, drive, x0, exclusive=exclusive)
+    x, final, _ = walk(a, drive, x0, exclusive=exclusive)
     return x, final if exclusive else final.new_empty(0)
 
 
@@ -67,7 +67,7 @@ def scan_adjoint(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of scan by drive, a (per row, or per step) and x0, from those of its results."""
     start = grad_final if exclusive else None
-    drive, final, grad_a = _walk(a, grad, start, exclusive=exclusive, before=states)
+    drive, final, grad_a = walk(a, grad, start, exclusive=exclusive, before=states)
     if not exclusive:  # through the first coefficient to the state before it
         first = a[:, 0] if a.ndim == 4 else _per_row(a, len(drive))
         final = _times_conj(drive[:, 0].to(a.dtype), first[:, None])
@@ -118,7 +118,8 @@ def _times_conj(x: Tensor, a: Tensor) -> Tensor:
     return torch.stack([x_re * a_re + x_im * a_im, x_im * a_re - x_re * a_im], dim=-2)
 
 
-def _walk(a: Tensor, drive: Tensor, x0: Tensor | None, **options: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+def walk(a: Tensor, drive: Tensor, x0: Tensor | None, **options: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What triton_scan.walk does, on any device; nothing differentiates through it."""
     if kernel_path(drive.device) == "torch":
         return _walk_tensors(a, drive, x0, **options)
     from . import triton_scan

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from ptd.optimization import Optimizer
 from ptd.whole_sets import Placed, as_set, batches
 
 from .compilation import compiled as compile_once
+from .dropout import Dropout, derived
+from .fused import Passes, parts
+from .norm import column_moments
 
 
 class TorchLearner:
@@ -28,6 +32,8 @@ class TorchLearner:
     Args:
         activations: a narrower dtype for all between encoder and pooling, "bfloat16"; None for float32.
         compiled: compile forward and backward and, on a GPU, replay steps as CUDA graphs; by default on a GPU only.
+        fused: which parts of a block run as kernels rather than array code, of ptd_torch.fused.PARTS; by default those
+            that were measured to be faster, ptd_torch.fused.WIDEST.
     """
 
     def __init__(
@@ -40,8 +46,10 @@ class TorchLearner:
         *,
         activations: str | None = None,
         compiled: bool | None = None,
+        fused: Collection[str] | None = None,
     ):
         self._backend, self._model, self._activations = backend, model, activations
+        self._fused = fused
         self._leaves = {name: backend.asarray(value, "float32").clone() for name, value in params.items()}
         self._device = next(iter(self._leaves.values())).device
         self._steps = torch.zeros((), dtype=torch.int64, device=self._device)
@@ -127,8 +135,8 @@ class TorchLearner:
         return self._step(placed.rows(index))
 
     def _loss_of(self, inputs: Tensor, targets: Tensor, lengths: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        key = _mixed(self._steps + (self._seed << 20))
-        y, statistics = self._apply(inputs, key, lengths=lengths, training=Training(_dropout(key)))
+        key = derived(self._steps, self._seed << 20)
+        y, statistics = self._apply(inputs, key, lengths=lengths, training=Training(Dropout(key)))
         if targets.is_floating_point():
             return ((y - targets) ** 2).mean(), statistics
         return functional.cross_entropy(y, targets.long()), statistics
@@ -137,19 +145,39 @@ class TorchLearner:
         return self._apply(inputs, None, lengths=lengths, layer_noise=noise)
 
     def _apply(self, inputs: Tensor, key: Tensor | None, **call: Any) -> Any:
+        known: Tensor | None = None
+
         def run_block(model: SequenceModel, i: int, leaves: dict, x: Tensor, **call: Any) -> Any:
-            own = None if key is None else _mixed(key + (i + 1) * 0x27D4EB2F)
-            return self._block(leaves, x, call["lengths"], call["noise"], own)
+            nonlocal known
+            own = None if key is None else derived(key, (i + 1) * 0x27D4EB2F)
+            if known is None and own is not None and "norm" in parts(model, x, self._fused):
+                known = column_moments(x.detach(), call["lengths"])
+            x, statistics, known = self._block(leaves, x, known, call["lengths"], call["noise"], own)
+            return x, statistics
 
         return self._backend.apply_model(
             self._model, self._leaves, inputs, activations=self._activations, run_block=run_block, **call
         )
 
     def _block_of(
-        self, leaves: dict, x: Tensor, lengths: Tensor | None, noise: Tensor | None, key: Tensor | None
-    ) -> Any:
-        training = None if key is None else Training(_dropout(key))
-        return self._model.block(0, leaves, x, lengths=lengths, training=training, noise=noise, run=self._backend.apply)
+        self,
+        leaves: dict,
+        x: Tensor,
+        known: Tensor | None,
+        lengths: Tensor | None,
+        noise: Tensor | None,
+        key: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """A block, from the moments of its input, where its norm takes them, to those of its output."""
+        call: dict[str, Any] = {"lengths": lengths, "noise": noise, "run": self._backend.apply}
+        if key is None:
+            return *self._model.block(0, leaves, x, training=None, **call), None
+        training, fused = Training(Dropout(key)), parts(self._model, x, self._fused)
+        if "chunks" in fused:
+            call["run"] = functools.partial(self._backend.apply, fused=True)
+        passes = Passes(self._model, training, known, lengths)
+        x, statistics = self._model.block(0, leaves, x, training=training, **call, **passes.of(fused))
+        return x, statistics, passes.found
 
     def _update(self, grads: dict[str, Tensor]) -> None:
         """AdamW in place, the rate from the step count on the device."""
@@ -231,24 +259,3 @@ def _schedule(optimizer: Optimizer) -> Callable[[Tensor], Tensor]:
         return torch.where(step < warm, step / max(warm, 1), falling)
 
     return share
-
-
-def _dropout(key: Tensor) -> Callable[[Tensor, float, bool], Tensor]:
-    """Dropout whose masks are a function of key, call and position alone, in eager and compiled runs alike."""
-    calls = itertools.count(1)
-
-    def dropout(x: Tensor, rate: float, over_time: bool) -> Tensor:
-        shape = (*x.shape[:-2], 1, x.shape[-1]) if over_time else x.shape
-        own = _mixed(key + next(calls) * 0x9E3779B1)
-        bits = _mixed(torch.arange(math.prod(shape), device=x.device).view(shape) + own)
-        return torch.where(bits >= int(rate * 2**32), x / (1 - rate), 0.0)
-
-    return dropout
-
-
-def _mixed(x: Tensor) -> Tensor:
-    """32 well-mixed bits of each integer: two rounds of multiply and fold, each a bijection of 32 bits."""
-    for factor in (0x85EBCA6B, 0xC2B2AE35):
-        x = x & 0xFFFFFFFF
-        x = ((x ^ (x >> 16)) * factor) & 0xFFFFFFFF
-    return x ^ (x >> 16)

@@ -39,6 +39,9 @@ class Kernels:
     #: chunks.ChunkSystem and a state as planes (H, ..., 2, M) or None, to y and the final states (H, ..., D, 2, M) over
     #: whole chunks; None where it does not apply, and the parts are run one by one.
     per_feature: Callable[..., tuple[Array, Array] | None] | None = None
+    #: The chunked form of S5 from rest as a whole, if there is one: from chunks (..., n, T H) and their ChunkSystem to
+    #: outputs (..., n, T H).
+    mixing_chunks: Callable[..., Array] | None = None
     #: The form that is fastest here, by the kind of a layer; layers not named run in their own default form.
     forms: Mapping[str, str] = field(default_factory=dict)
 

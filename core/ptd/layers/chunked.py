@@ -34,6 +34,11 @@ class ChunkedLayer(Layer):
         """Outputs (..., n, T, H) of chunks from their samples and the states that enter them."""
         raise NotImplementedError
 
+    def chunk_outputs(self, u: Array, system: ChunkSystem, kernels: Kernels) -> Array:
+        """Outputs of chunks u (..., n, T, H) of a run from rest."""
+        entering, _ = self.carries(system, self.into_states(u, system.into), None, kernels)
+        return self.out_of_chunks(u, entering, system)
+
     def state_planes(self, x: Array) -> Array:
         """A complex state (..., *state_axes) as the planes that kernels.carries takes."""
         raise NotImplementedError
@@ -71,6 +76,8 @@ class ChunkedLayer(Layer):
                 ends = [self.from_state_planes(found[1][..., d, :, :]) for d in range(len(self._C_names()))]
                 return found[0], self._joined(ends) if return_state else None
         u = chunks.split(signal.u, T)
+        if x0 is None and not return_state:
+            return chunks.join(self.chunk_outputs(u, system, kernels), signal.u.shape[-2]), None
         drive = self.into_states(u, system.into)
         entering, final = self.carries(system, drive, state, kernels)
         y = chunks.join(self.out_of_chunks(u, entering, system), signal.u.shape[-2])

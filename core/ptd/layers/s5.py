@@ -103,6 +103,11 @@ class S5(DiagonalLayer):
         states = astype(xp.reshape(entering, (*entering.shape[:-3], system.out.shape[0])), u)
         return xp.reshape(self._samples(u) @ astype(system.direct, u) + states @ astype(system.out, u), u.shape)
 
+    def chunk_outputs(self, u: Array, system: ChunkSystem, kernels: Kernels) -> Array:
+        if kernels.mixing_chunks is None:
+            return super().chunk_outputs(u, system, kernels)
+        return namespace(u).reshape(kernels.mixing_chunks(self._samples(u), system), u.shape)
+
     def state_planes(self, x: Array) -> Array:
         return as_planes(x)
 

@@ -1,0 +1,99 @@
+"""The chunked form of S5 as one torch operator, whose products add up in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptd.arrays import Array, as_planes
+from ptd.chunks import ChunkSystem
+
+from .scan import kernel_path, walk
+
+#: Up to this many outputs, by dtype, a sum of two products is one kernel of ours, that writes once; above, the
+#: library's products are faster by more than the two passes that adding up in place takes (benchmarks/notes.md).
+NARROW = {torch.float32: 256, torch.bfloat16: 128}
+
+
+def mixing_chunks(u: Tensor, system: ChunkSystem) -> Array:
+    """See ptd.kernels.Kernels.mixing_chunks."""
+    *batch, n, K = u.shape
+    y, _ = chunked(u.reshape(-1, n, K), as_planes(system.decay), system.into, system.out, system.direct)
+    return y.view(*batch, n, K)
+
+
+@torch.library.custom_op("ptd::chunked", mutates_args=())
+def chunked(u: Tensor, a: Tensor, into: Tensor, out: Tensor, direct: Tensor) -> tuple[Tensor, Tensor]:
+    """The outputs of chunks and the states that enter them; see ptd.chunks.
+
+    Args:
+        u: (R, n, K), K = T H samples of a chunk side by side.
+        a: (2, M), the decay of a chunk.
+        into, out, direct: (K, D 2 M), (D 2 M, K) and (K, K); products run in the dtype of u.
+
+    Returns:
+        y (R, n, K) and, for the gradient, the states (R, n, D, 2, M).
+    """
+    R, n, K = u.shape
+    rows = u.reshape(R * n, K)
+    drive = (rows @ into.to(u.dtype)).view(R, n, -1, 2, a.shape[-1])
+    states, _, _ = walk(a, drive, None, exclusive=True)
+    y = sum_of_products(rows, direct.t(), states.view(R * n, -1), out.t())
+    return y.view(R, n, K), states
+
+
+@chunked.register_fake
+def _(u: Tensor, a: Tensor, into: Tensor, out: Tensor, direct: Tensor) -> tuple[Tensor, Tensor]:
+    R, n, _ = u.shape
+    M = a.shape[-1]
+    y = torch.empty_like(u, memory_format=torch.contiguous_format)
+    return y, u.new_empty(R, n, into.shape[-1] // (2 * M), 2, M)
+
+
+@torch.library.custom_op("ptd::chunked_adjoint", mutates_args=())
+def chunked_adjoint(
+    u: Tensor, states: Tensor, dy: Tensor, a: Tensor, into: Tensor, out: Tensor, direct: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of chunked by its arguments."""
+    rows, dy = u.reshape(-1, u.shape[-1]), dy.reshape(-1, u.shape[-1])
+    entering = (dy @ out.t().to(u.dtype)).view(states.shape)
+    drive, _, grad_a = walk(a, entering, None, exclusive=True, before=states)
+    drive, states = (v.view(len(rows), -1) for v in (drive, states))
+    du = sum_of_products(dy, direct, drive, into)
+    grads = (rows.t() @ drive, states.t() @ dy, rows.t() @ dy)
+    return du.view(u.shape), grad_a.sum((0, 1)), *(grad.to(a.dtype) for grad in grads)
+
+
+@chunked_adjoint.register_fake
+def _(
+    u: Tensor, states: Tensor, dy: Tensor, a: Tensor, into: Tensor, out: Tensor, direct: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    du = torch.empty_like(u, memory_format=torch.contiguous_format)
+    return du, *(torch.empty_like(v, memory_format=torch.contiguous_format) for v in (a, into, out, direct))
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.save_for_backward(inputs[0], output[1], *inputs[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, dy: Tensor | None, _: Any) -> tuple:
+    if dy is None:
+        return (None,) * 5
+    u, states, *rest = ctx.saved_tensors
+    return chunked_adjoint(u, states, dy.to(u.dtype), *rest)
+
+
+chunked.register_autograd(_backward, setup_context=_setup_context)
+
+
+def sum_of_products(u: Tensor, weight: Tensor, v: Tensor, other: Tensor) -> Tensor:
+    """u weight^T + v other^T of rows u (R, K) and v (R, J), in their dtype."""
+    weight, other = weight.to(u.dtype), other.to(v.dtype)
+    if kernel_path(u.device) != "torch" and len(weight) <= NARROW.get(u.dtype, 0) and len(weight) % 64 == 0:
+        from . import triton_products
+
+        return triton_products.sum_of_products(u, weight.contiguous(), v, other.contiguous())
+    return (u @ weight.t()).addmm_(v, other.t())

@@ -1,0 +1,125 @@
+"""The gated sum that ends a block, and its gradient, as Triton kernels. Imported only where Triton is.
+
+    out = x + drop(keep sigmoid(z + b))
+
+Products are the library's: one kernel that also multiplied lost to them (benchmarks/notes.md).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import triton_columns
+from .triton_columns import joined, store_moments, valid_rows
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _dropped(x, rows, columns, key, threshold, scale, H, L, DROPOUT: tl.constexpr):
+    """x with the mask of ptd_torch.dropout; DROPOUT is 0 for none, 1 for one per element, 2 for one tied over time."""
+    if DROPOUT == 0:
+        return x
+    else:
+        place = (rows // L) if DROPOUT == 2 else rows
+        index = place[:, None] * H + columns[None, :]
+        bits = index.to(tl.uint32) + tl.load(key).to(tl.uint32)
+        bits = (bits ^ (bits >> 16)) * tl.full((), 0x85EBCA6B, tl.uint32)
+        bits = (bits ^ (bits >> 16)) * tl.full((), 0xC2B2AE35, tl.uint32)
+        bits = bits ^ (bits >> 16)
+        return tl.where(bits >= threshold.to(tl.uint32), x * scale, 0.0)
+
+
+@triton.jit
+def _forward(
+    keep, z, bias, x, key, lengths, out, means, squares, counts, R, L, threshold, scale,
+    DROPOUT: tl.constexpr, MOMENTS: tl.constexpr, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    columns = tl.program_id(1) * BN + tl.arange(0, BN)
+    b = tl.load(bias + columns)[None, :]
+    mean = tl.zeros((BM, BN), tl.float32)
+    apart = tl.zeros((BM, BN), tl.float32)
+    count = tl.zeros((BM,), tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
+        rows = tile * BM + tl.arange(0, BM)
+        live = (rows < R)[:, None]
+        here = rows.to(tl.int64)[:, None] * H + columns[None, :]
+        k = tl.load(keep + here, mask=live, other=0.0).to(tl.float32)
+        s = _sigmoid(tl.load(z + here, mask=live, other=0.0).to(tl.float32) + b)
+        t = _dropped(k * s, rows, columns, key, threshold, scale, H, L, DROPOUT)
+        t = (t + tl.load(x + here, mask=live, other=0.0).to(tl.float32)).to(out.dtype.element_ty)
+        tl.store(out + here, t, mask=live)
+        if MOMENTS:  # of what was stored: the next norm reads that
+            valid = valid_rows(rows, lengths, R, L)
+            mean, apart, count = joined(t.to(tl.float32), valid, mean, apart, count)
+    if MOMENTS:
+        store_moments(mean, apart, count, means, squares, counts, columns, H)
+
+
+@triton.jit
+def _backward(
+    dout, keep, z, bias, key, dkeep, dz, sums, R, L, threshold, scale,
+    DROPOUT: tl.constexpr, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    columns = tl.program_id(1) * BN + tl.arange(0, BN)
+    b = tl.load(bias + columns)[None, :]
+    total = tl.zeros((BM, BN), tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
+        rows = tile * BM + tl.arange(0, BM)
+        live = (rows < R)[:, None]
+        here = rows.to(tl.int64)[:, None] * H + columns[None, :]
+        d = tl.load(dout + here, mask=live, other=0.0).to(tl.float32)
+        s = _sigmoid(tl.load(z + here, mask=live, other=0.0).to(tl.float32) + b)
+        d = _dropped(d, rows, columns, key, threshold, scale, H, L, DROPOUT) * s
+        tl.store(dkeep + here, d.to(dkeep.dtype.element_ty), mask=live)
+        d *= tl.load(keep + here, mask=live, other=0.0).to(tl.float32) * (1.0 - s)
+        tl.store(dz + here, d.to(dz.dtype.element_ty), mask=live)
+        total += d
+    tl.store(sums + tl.program_id(0) * H + columns, tl.sum(total, 0))
+
+
+# --- launches ----------------------------------------------------------------------------------------------------
+
+
+def forward(
+    keep: Tensor, z: Tensor, bias: Tensor, x: Tensor, key: Tensor | None, lengths: Tensor | None,
+    rate: float, tied: bool, moments: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """See ptd_torch.gate.gated_sum; its arguments are contiguous."""
+    R, L, H = z.numel() // z.shape[-1], z.shape[-2], z.shape[-1]
+    out = z.new_empty(z.shape)
+    programs, tile = triton_columns.grid(R, H)
+    parts = triton_columns.moment_parts(z, programs[0])
+    _forward[programs](
+        keep, z, bias, x, key, lengths, out, *parts, R, L, *_thresholds(rate),
+        DROPOUT=_masks(key, tied), MOMENTS=moments, **tile,
+    )  # fmt: skip
+    return out, triton_columns.combined(*parts) if moments else bias.new_empty((2, H))
+
+
+def backward(
+    dout: Tensor, keep: Tensor, z: Tensor, bias: Tensor, key: Tensor | None, rate: float, tied: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients by keep, z and bias."""
+    R, L, H = z.numel() // z.shape[-1], z.shape[-2], z.shape[-1]
+    dkeep, dz = z.new_empty(z.shape), z.new_empty(z.shape)
+    programs, tile = triton_columns.grid(R, H)
+    sums = bias.new_empty((1, programs[0], H))
+    _backward[programs](
+        dout, keep, z, bias, key, dkeep, dz, sums, R, L, *_thresholds(rate), DROPOUT=_masks(key, tied), **tile
+    )  # fmt: skip
+    return dkeep, dz, triton_columns.total(sums)[0]
+
+
+def _masks(key: Tensor | None, tied: bool) -> int:
+    return 0 if key is None else 2 if tied else 1
+
+
+def _thresholds(rate: float) -> tuple[int, float]:
+    """From where on a hash of 32 bits keeps its element, and what the kept are multiplied by."""
+    return int(rate * 2**32), 1 / (1 - rate)

@@ -1,0 +1,54 @@
+"""S5's chunked form as one operator; nox -s triton-interpreter runs it on Triton too."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+import ptd
+from ptd_torch import backend
+from ptd_torch.chunked import chunked, sum_of_products
+
+
+def outputs_and_gradients(layer, params, u, upstream, fused):
+    leaves = {name: value.clone().requires_grad_() for name, value in params.items()} | {
+        "u": u.clone().requires_grad_()
+    }
+    named = {name: value for name, value in leaves.items() if name != "u"}
+    y = backend.apply(layer, named, leaves["u"], form="chunked", fused=fused)
+    return [y.detach(), *torch.autograd.grad(y, list(leaves.values()), upstream.expand_as(y))]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("L", [1, 23])
+def test_fused_layer_equals_layer(bidirectional, L):
+    layer = ptd.S5(64, 6, bidirectional=bidirectional)
+    leaves = ptd.initialize(layer, np.random.default_rng(0), init="legs")
+    params = {name: backend.asarray(value, "float64") for name, value in leaves.items()}
+    u = torch.randn(2, L, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plain, fused = (outputs_and_gradients(layer, params, u, torch.ones(1, dtype=u.dtype), how) for how in (False, True))
+    for expected, found in zip(plain, fused, strict=True):
+        assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("R", "K", "J", "N"), [(5, 64, 32, 64), (130, 128, 40, 128), (3, 192, 7, 192)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sum_of_products_is_that(R, K, J, N, dtype):
+    rng = torch.Generator().manual_seed(0)
+    u, weight, v, other = (torch.randn(*s, generator=rng).to(dtype) for s in ((R, K), (N, K), (R, J), (N, J)))
+    expected = u.double() @ weight.double().t() + v.double() @ other.double().t()
+    rounding = {torch.float32: 1e-6, torch.bfloat16: 2**-7}[dtype]
+    assert_close(
+        sum_of_products(u, weight, v, other).double(), expected, rtol=0, atol=rounding * float(expected.abs().max())
+    )
+
+
+def test_operator_passes_torchs_own_checks():
+    shapes = ((1, 3, 2), (2, 1), (2, 4), (4, 2), (2, 2))
+    rng = torch.Generator().manual_seed(0)
+    arguments = tuple((0.3 * torch.randn(*s, generator=rng)).double().requires_grad_() for s in shapes)
+    torch.library.opcheck(
+        chunked, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
+    )
