@@ -41,10 +41,8 @@ def conformance(backend: str) -> None:
         install(session, "test", *FRAMEWORKS[backend])
         record = Path(session.create_tmp()) / f"{backend}-cpu.json"
         arguments = session.posargs or ["--json", str(record)]
-        # mlx on a GPU: products in float32, not in TF32.
-        environment = {"MLX_ENABLE_TF32": "0"}
         # Two threads: nearly all of a compiling backend's time goes into its compiler, which runs beside Python.
-        session.run("ptd", "conformance", "--backend", backend, "--jobs", "2", *arguments, env=environment)
+        session.run("ptd", "conformance", "--backend", backend, "--jobs", "2", *arguments)
 
 
 for name in FRAMEWORKS:
@@ -58,7 +56,7 @@ def triton_interpreter(session: nox.Session) -> None:
     session.install("triton>=3.4")
     clauses = [part for clause in ("K1", "K2", "K6", "L15", "L17", "G5", "G7") for part in ("--only", clause)]
     environment = {"TRITON_INTERPRET": "1"}
-    tests = [f"tests/test_torch_{name}.py" for name in ("scan", "gate", "chunked", "chunks")]
+    tests = [f"tests/test_torch_{name}.py" for name in ("scan", "gate", "chunked", "per_feature")]
     session.run("python", "-m", "pytest", *tests, env=environment)
     session.run("ptd", "conformance", "--backend", "torch", *clauses, *session.posargs, env=environment)
 

@@ -10,13 +10,14 @@ states at their ends, a scan over these, and the same kernel again with the stat
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .triton_products import dot
 
 #: Rows (sequences) of a program, its warps, and how many chunks ahead it loads.
 ROWS, WARPS, STAGES = 16, 4, 3
@@ -29,17 +30,6 @@ PRECISE = "tf32x3"
 
 #: Programs that keep the device busy; fewer, and time is cut into segments.
 ENOUGH_PROGRAMS = 256
-
-#: The interpreter multiplies the bits of bfloat16 (Triton 3.7).
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-
-
-@triton.jit
-def _dot(a, b, total, PRECISION: tl.constexpr):
-    """Total + a b."""
-    if INTERPRETED:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, acc=total, input_precision=PRECISION)
 
 
 @triton.jit
@@ -108,17 +98,17 @@ def _walk(
             here = x_at + c * 2 * M
             tl.store(here, x_re, mask=seen)
             tl.store(here + M, x_im, mask=seen)
-            z = _dot(v, W, tl.zeros((ROWS, T), tl.float32), PRECISION)
-            z = _dot(x_re.to(dtype), O_re, z, PRECISION)
-            z = _dot(x_im.to(dtype), O_im, z, PRECISION)
+            z = dot(v, W, tl.zeros((ROWS, T), tl.float32), PRECISION)
+            z = dot(x_re.to(dtype), O_re, z, PRECISION)
+            z = dot(x_im.to(dtype), O_im, z, PRECISION)
             tl.store(y_at + c * T, z.to(dtype), mask=live[:, None])
-        z_re = _dot(v, I_re, tl.zeros((ROWS, K), tl.float32), PRECISION)
-        z_im = _dot(v, I_im, tl.zeros((ROWS, K), tl.float32), PRECISION)
+        z_re = dot(v, I_re, tl.zeros((ROWS, K), tl.float32), PRECISION)
+        z_im = dot(v, I_im, tl.zeros((ROWS, K), tl.float32), PRECISION)
         if DENSE:
-            z_re = _dot(x_re, A_rr, z_re, "tf32x3")
-            z_im = _dot(x_re, A_ri, z_im, "tf32x3")
-            z_re = _dot(x_im, A_ir, z_re, "tf32x3")
-            z_im = _dot(x_im, A_ii, z_im, "tf32x3")
+            z_re = dot(x_re, A_rr, z_re, "tf32x3")
+            z_im = dot(x_re, A_ri, z_im, "tf32x3")
+            z_re = dot(x_im, A_ir, z_re, "tf32x3")
+            z_im = dot(x_im, A_ii, z_im, "tf32x3")
             x_re, x_im = z_re, z_im
         else:
             x_re, x_im = a_re * x_re - a_im * x_im + z_re, a_re * x_im + a_im * x_re + z_im
@@ -175,17 +165,17 @@ def _products(
         g_im = tl.load(g + here + M, mask=seen, other=0.0)
         vT, wT = tl.trans(v), tl.trans(w)
         if d == 0:
-            gW = _dot(vT, w, gW, PRECISION)
-        gI_re = _dot(vT, g_re.to(dtype), gI_re, PRECISION)
-        gI_im = _dot(vT, g_im.to(dtype), gI_im, PRECISION)
-        gO_re = _dot(wT, x_re.to(dtype), gO_re, PRECISION)
-        gO_im = _dot(wT, x_im.to(dtype), gO_im, PRECISION)
+            gW = dot(vT, w, gW, PRECISION)
+        gI_re = dot(vT, g_re.to(dtype), gI_re, PRECISION)
+        gI_im = dot(vT, g_im.to(dtype), gI_im, PRECISION)
+        gO_re = dot(wT, x_re.to(dtype), gO_re, PRECISION)
+        gO_im = dot(wT, x_im.to(dtype), gO_im, PRECISION)
         if DENSE:
             xT_re, xT_im = tl.trans(x_re), tl.trans(x_im)
-            gA_rr = _dot(xT_re, g_re, gA_rr, PRECISION)
-            gA_ri = _dot(xT_re, g_im, gA_ri, PRECISION)
-            gA_ir = _dot(xT_im, g_re, gA_ir, PRECISION)
-            gA_ii = _dot(xT_im, g_im, gA_ii, PRECISION)
+            gA_rr = dot(xT_re, g_re, gA_rr, PRECISION)
+            gA_ri = dot(xT_re, g_im, gA_ri, PRECISION)
+            gA_ir = dot(xT_im, g_re, gA_ir, PRECISION)
+            gA_ii = dot(xT_im, g_im, gA_ii, PRECISION)
         else:
             ga_re += x_re * g_re + x_im * g_im
             ga_im += x_re * g_im - x_im * g_re

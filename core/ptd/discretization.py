@@ -14,6 +14,7 @@ from .recurrence import LowRankTransition
 #: derivative, which automatic differentiation forms as (e^z - phi_1)/z, to a few ulp above it.
 SERIES_RADIUS = 0.5
 _SERIES = [1.0 / math.factorial(m + 1) for m in range(17)]  # remainder 0.5^17/18! < 2e-21
+_SERIES_FLOAT32 = _SERIES[:9]  # remainder 0.5^9/10! < 6e-10, and of the derivative 1e-8
 
 
 def phi_1(z: Array) -> Array:
@@ -35,8 +36,9 @@ def phi_1(z: Array) -> Array:
     # still poison gradients.
     small = xp.where(near, z, xp.zeros_like(z))
     large = xp.where(near, xp.ones_like(z), z)
-    series = xp.full_like(z, _SERIES[-1])
-    for coefficient in reversed(_SERIES[:-1]):
+    coefficients = _SERIES_FLOAT32 if xp.finfo(real(z).dtype).eps > 1e-10 else _SERIES
+    series = xp.full_like(z, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
         series = series * small + coefficient
     return xp.where(near, series, (xp.exp(large) - 1.0) / large)
 

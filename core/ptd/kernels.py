@@ -35,13 +35,13 @@ class Kernels:
     #: The scan form of S4D and DSS without states in memory, if there is one: from u (..., L, H), Lambda_bar, B_bar and
     #: C (H, P), a state (..., H, P) or None and resets (..., L) or None, to y = Re(C x) and the final state.
     fused: Callable[..., tuple[Array, Array]] | None = None
-    #: The chunked form of S5 from rest as a whole, if there is one: from chunks (..., n, T H) and their ChunkSystem to
-    #: outputs (..., n, T H).
-    mixing_chunks: Callable[..., Array] | None = None
     #: The chunked form of layers with a system per feature in one, if there is one: from u (..., L, H), a
     #: chunks.ChunkSystem and a state as planes (H, ..., 2, M) or None, to y and the final states (H, ..., D, 2, M) over
     #: whole chunks; None where it does not apply, and the parts are run one by one.
     per_feature: Callable[..., tuple[Array, Array] | None] | None = None
+    #: The chunked form of S5 from rest as a whole, if there is one: from chunks (..., n, T H) and their ChunkSystem to
+    #: outputs (..., n, T H).
+    mixing_chunks: Callable[..., Array] | None = None
     #: The form that is fastest here, by the kind of a layer; layers not named run in their own default form.
     forms: Mapping[str, str] = field(default_factory=dict)
 
