@@ -1,4 +1,4 @@
-"""The fused end of a block against core's array code, through Triton's interpreter (nox -s triton-interpreter)."""
+"""The fused norm and end of a block against core's array code, through Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import torch
 from torch.testing import assert_close
 
 import ptd
-from ptd.model import SequenceModel, Training, moments
-from ptd_torch import backend, gate, training
+from ptd.model import SequenceModel, Training, batch_norm, moments
+from ptd_torch import backend, fused, training
 from ptd_torch.dropout import Dropout
+from ptd_torch.gate import gated_sum
+from ptd_torch.norm import BatchNorm, column_moments
 from ptd_torch.scan import kernel_path
 
 pytestmark = pytest.mark.skipif(
@@ -18,6 +20,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 B, L = 3, 45
+LENGTHS = pytest.mark.parametrize("lengths", [None, torch.tensor([45, 0, 17])], ids=["whole", "lengths"])
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    """Each program walks through several tiles, as on a device."""
+    from ptd_torch import triton_columns
+
+    monkeypatch.setattr(triton_columns, "PROGRAMS", 3)
+    monkeypatch.setattr(triton_columns, "TILE", 1024)
 
 
 def model(H: int = 64, **options: object) -> SequenceModel:
@@ -33,23 +45,17 @@ def draws(H: int, seed: int, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
 def ends(each: SequenceModel, dtype: torch.dtype, lengths: torch.Tensor | None) -> list[list[torch.Tensor]]:
     """Output, moments and gradients of a block's end, by array code and by the operator."""
     H = each.layer.d_model
-    y, x, weight, bias, upstream = draws(H, 0, (B, L, H), (B, L, H), (H, H), (H,), (B, L, H))
-    y, x, upstream = (v.to(dtype) for v in (y, x, upstream))
-    weight = weight / H**0.5
+    shapes = {name: shape for name, shape in each.shapes().items() if "gate" in name or "value" in name}
+    y, x, upstream, *weights = draws(H, 0, *[(B, L, H)] * 3, *shapes.values())
     results = []
-    for fused in (False, True):
-        leaves = [v.clone().requires_grad_() for v in (y, x, weight, bias)]
-        named = {"gate.weight": leaves[2], "gate.bias": leaves[3]}
+    for how in (set(), {"gate"}):
+        leaves = [v.clone().requires_grad_() for v in (y.to(dtype), x.to(dtype), *(w / H**0.5 for w in weights))]
+        named = dict(zip((name.removeprefix("blocks.0.") for name in shapes), leaves[2:], strict=True))
         training = Training(Dropout(torch.tensor(12345)))
-        if fused:
-            finish = gate.Finish(lengths, True)
-            out = finish(each, named, *leaves[:2], training)
-            found = finish.moments
-        else:
-            out = each.finish(named, *leaves[:2], training)
-            found = moments(out.detach().float(), lengths)
-        grads = torch.autograd.grad(out, leaves, upstream)
-        results.append([out.detach(), *found, *grads])
+        passes = fused.Passes(each, training, torch.zeros(2, H), lengths)
+        out = each.finish(named, *leaves[:2], training, **passes.of(how))
+        found = passes.found if how else moments(out.detach().float(), lengths)
+        results.append([out.detach(), *found, *torch.autograd.grad(out, leaves, upstream.to(dtype))])
     return results
 
 
@@ -58,76 +64,94 @@ CASES = [
     model(activation="half_glu2"),
     model(192, dropout=0.3),
     model(192, dropout=0.3, tie_dropout=True, activation="half_glu2"),
-    model(128, dropout=0.1),
+    model(128, dropout=0.1, activation="full_glu"),
+    model(512),
 ]
 
 
 @pytest.mark.parametrize("each", CASES, ids=lambda m: f"{m.activation}-{m.layer.d_model}-{m.dropout}-{m.tie_dropout}")
-@pytest.mark.parametrize("lengths", [None, torch.tensor([45, 0, 17])], ids=["whole", "lengths"])
+@LENGTHS
 def test_fused_end_equals_array_code(each, lengths):
-    plain, fused = ends(each, torch.float32, lengths)
-    for expected, found in zip(plain, fused, strict=True):
+    plain, kernels = ends(each, torch.float32, lengths)
+    for expected, found in zip(plain, kernels, strict=True):
         assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("each", CASES[:3], ids=lambda m: f"{m.activation}-{m.layer.d_model}")
 def test_fused_end_in_bfloat16_is_as_near_as_its_rounding(each):
     exact, _ = ends(each, torch.float32, None)
-    _, fused = ends(each, torch.bfloat16, None)
-    for expected, found in zip(exact, fused, strict=True):
+    _, kernels = ends(each, torch.bfloat16, None)
+    for expected, found in zip(exact, kernels, strict=True):
         assert_close(found.float(), expected, rtol=0, atol=0.03 * float(expected.abs().max()))
 
 
 def test_operator_passes_torchs_own_checks():
-    y, x, weight, bias = (v.requires_grad_() for v in draws(64, 0, (2, 20, 64), (2, 20, 64), (64, 64), (64,)))
+    keep, z, x, bias = (v.requires_grad_() for v in draws(64, 0, *[(2, 20, 64)] * 3, (64,)))
     torch.library.opcheck(
-        gate.gated_sum,
-        (y, x, weight, bias, torch.tensor([3, 4]), None, 0.5, False, True, True),
+        gated_sum,
+        (keep, z, bias, x, torch.tensor(3), None, 0.5, False, True),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
 
 
-def test_moments_far_from_zero_do_not_cancel():
-    each = model()
-    y, x, weight, bias = draws(64, 0, (B, L, 64), (B, L, 64), (64, 64), (64,))
-    finish = gate.Finish(None, True)
-    out = finish(each, {"gate.weight": weight, "gate.bias": bias}, y, x + 3000.0, Training(Dropout(torch.tensor(1))))
-    assert_close(finish.moments[1], moments(out.double(), None)[1].float(), rtol=1e-3, atol=0.0)
+@LENGTHS
+def test_moments_far_from_zero_do_not_cancel(lengths):
+    (x,) = draws(64, 0, (B, L, 64))
+    found = column_moments(x + 3000.0, lengths)
+    exact = moments((x + 3000.0).double(), lengths)
+    # A running mean is rounded to its own size: eps |mean| / std. Sums of squares would lose eps (|mean| / std)^2 = 1.
+    assert_close(found, torch.stack(exact).float(), rtol=3000 * 1.2e-7, atol=0.0)
 
 
-@pytest.mark.parametrize("lengths", [None, torch.tensor([45, 0, 17])], ids=["whole", "lengths"])
-def test_known_moments_have_the_gradient_of_computed_ones(lengths):
-    (x,) = draws(8, 0, (B, L, 8))
-    x, weights = x.double().requires_grad_(), torch.arange(1.0, 9.0).double()
+@LENGTHS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_of_known_moments_equals_batch_norm(lengths, dtype):
+    x, upstream, scale, bias = draws(128, 0, (B, L, 128), (B, L, 128), (128,), (128,))
+    x, upstream = (x + 2).to(dtype), upstream.to(dtype)
 
-    def gradient(mean, var):
-        return torch.autograd.grad((mean * weights + var.sqrt() * weights**2).sum(), x)[0]
+    def run(norm, widen):
+        leaves = [v.clone().to(widen or v.dtype).requires_grad_() for v in (x, scale, bias)]
+        y = norm(*leaves)
+        return [y.detach(), *torch.autograd.grad(y, leaves, upstream.to(y.dtype))]
 
-    computed = moments(x, lengths)
-    known = gate.known_moments(x, torch.stack(computed).detach(), lengths)
-    assert_close(gradient(*known), gradient(*computed))
+    known = column_moments(x, lengths)
+    kernels = run(lambda x, scale, bias: BatchNorm.apply(x, scale, bias, known, lengths), None)
+    exact = run(lambda x, scale, bias: batch_norm(x, lengths, scale, bias)[0], torch.float64)
+    rounding = {torch.float32: 3e-6, torch.bfloat16: 2**-8}[dtype]
+    for expected, found in zip(exact, kernels, strict=True):
+        assert_close(found.double(), expected, rtol=0, atol=rounding * float(expected.abs().max()))
+
+
+def test_parts_are_chosen_by_table_or_by_name(monkeypatch):
+    x = torch.zeros(1, 1, 64)
+    monkeypatch.setitem(fused.WIDEST, torch.float32, {"chunks": 0, "norm": 64, "gate": 32})
+    assert fused.parts(model(), x) == {"norm"}
+    assert fused.parts(model(norm="layer"), x) == set()
+    assert fused.parts(model(), x, ["gate", "chunks"]) == {"gate", "chunks"}
+    assert fused.parts(model(activation="gelu"), x, ["gate"]) == set()
+    assert fused.parts(model(), x.double(), ["gate"]) == set()
+    with pytest.raises(ValueError, match="fused: expected one of"):
+        fused.parts(model(), x, ["gates"])
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # of a sigmoid that is 0 then
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch 2.13's compiler of its own
 @pytest.mark.parametrize("compiled", [False, True])
-def test_learner_trains_as_without_the_fused_end(compiled, monkeypatch):
+@pytest.mark.parametrize("names", [fused.PARTS, ("norm",), ("gate",)], ids=",".join)
+def test_learner_trains_as_without_kernels(names, compiled, monkeypatch):
     each = model(n_layers=2, dropout=0.2, norm_momentum=0.5)
     params = each.initialize(np.random.default_rng(0))
     u = np.random.default_rng(1).standard_normal((3, 12, 1)).astype(np.float32)
     lengths = np.array([12, 5, 1])
     optimizer = ptd.optimization.Optimizer(lr=1e-3, ssm_lr=1e-3, weight_decay=0.0, total_steps=10)
+    monkeypatch.setattr(training, "compile_once", lambda f: torch.compile(f, backend="aot_eager", fullgraph=True))
 
-    def train(fused: bool) -> dict[str, np.ndarray]:
-        with monkeypatch.context() as patch:
-            patch.setattr(training, "compile_once", lambda f: torch.compile(f, backend="aot_eager", fullgraph=True))
-            if not fused:
-                patch.setattr(gate, "fits", lambda model, x: False)
-            learner = backend.learner(each, params, optimizer, 0, compiled=compiled and fused)
-            learner.step(u, np.array([0, 1, 1]), lengths)
-            return learner.snapshot()
+    def train(names: tuple[str, ...], compiled: bool) -> dict[str, np.ndarray]:
+        learner = backend.learner(each, params, optimizer, 0, compiled=compiled, fused=names)
+        learner.step(u, np.array([0, 1, 1]), lengths)
+        return learner.snapshot()
 
-    plain, fused = train(False), train(True)
+    plain, kernels = train((), False), train(names, compiled)
     for name, expected in plain.items():
         if name.startswith(("moments.", "leaves.")):
-            assert_close(torch.tensor(fused[name]), torch.tensor(expected), rtol=2e-3, atol=2e-5, msg=name)
+            assert_close(torch.tensor(kernels[name]), torch.tensor(expected), rtol=2e-3, atol=2e-5, msg=name)

@@ -12,9 +12,9 @@ from ptd.chunks import ChunkSystem
 
 from .scan import kernel_path, walk
 
-#: Up to this many outputs a product of two factors each is one kernel of ours, that writes once; above, the library's
-#: products are faster by more than the two passes that adding up in place takes.
-NARROW = 256
+#: Up to this many outputs, by dtype, a sum of two products is one kernel of ours, that writes once; above, the
+#: library's products are faster by more than the two passes that adding up in place takes (benchmarks/notes.md).
+NARROW = {torch.float32: 256, torch.bfloat16: 128}
 
 
 def mixing_chunks(u: Tensor, system: ChunkSystem) -> Array:
@@ -92,12 +92,7 @@ chunked.register_autograd(_backward, setup_context=_setup_context)
 def sum_of_products(u: Tensor, weight: Tensor, v: Tensor, other: Tensor) -> Tensor:
     """u weight^T + v other^T of rows u (R, K) and v (R, J), in their dtype."""
     weight, other = weight.to(u.dtype), other.to(v.dtype)
-    if (
-        kernel_path(u.device) != "torch"
-        and len(weight) <= NARROW
-        and len(weight) % 64 == 0
-        and u.dtype != torch.float64
-    ):
+    if kernel_path(u.device) != "torch" and len(weight) <= NARROW.get(u.dtype, 0) and len(weight) % 64 == 0:
         from . import triton_products
 
         return triton_products.sum_of_products(u, weight.contiguous(), v, other.contiguous())

@@ -21,18 +21,32 @@ class Dropout:
     def __call__(self, x: Tensor, rate: float, over_time: bool) -> Tensor:
         """X with elements at 0 with probability rate, the others scaled up."""
         shape = (*x.shape[:-2], 1, x.shape[-1]) if over_time else x.shape
-        bits = mixed(torch.arange(math.prod(shape), device=x.device).view(shape) + self.key())
-        return torch.where(bits >= int(rate * 2**32), x / (1 - rate), 0.0)
+        places = torch.arange(math.prod(shape), device=x.device).to(torch.int32).view(shape)
+        # int32 orders as uint32 does once the highest bit is flipped.
+        bits = mixed(places + self.key()) ^ -(2**31)
+        return torch.where(bits >= int(rate * 2**32) - 2**31, x / (1 - rate), 0.0)
 
     def key(self) -> Tensor:
-        """The key of the next call: an element is kept where mixed(position + key) reaches rate 2^32."""
+        """The key of the next call: an element is kept where mixed(position + key), unsigned, reaches rate 2^32."""
         self._calls += 1
-        return mixed(self._key + self._calls * 0x9E3779B1)
+        return derived(self._key, self._calls * 0x9E3779B1)
+
+
+def derived(key: Tensor, n: int) -> Tensor:
+    """The n-th of many keys, int32, from one of any integer type."""
+    return mixed(key.long() + n)
 
 
 def mixed(x: Tensor) -> Tensor:
-    """32 well-mixed bits of each integer: two rounds of multiply and fold, each a bijection of 32 bits."""
+    """32 well-mixed bits of the low 32 of each integer, as int32: two rounds of multiply and fold, each a bijection.
+
+    32 bits wide, since GPUs have no others: 64 cost as much as the pass over memory that the mask belongs to.
+    """
+    x = x.to(torch.int32)
     for factor in (0x85EBCA6B, 0xC2B2AE35):
-        x = x & 0xFFFFFFFF
-        x = ((x ^ (x >> 16)) * factor) & 0xFFFFFFFF
-    return x ^ (x >> 16)
+        x = _folded(x) * (factor - 2**32)
+    return _folded(x)
+
+
+def _folded(x: Tensor) -> Tensor:
+    return x ^ ((x >> 16) & 0xFFFF)

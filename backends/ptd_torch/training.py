@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,14 @@ from torch.nn import functional
 
 from ptd import checks
 from ptd.contract import Backend
-from ptd.model import SequenceModel, Training, is_statistic, moments
+from ptd.model import SequenceModel, Training, is_statistic
 from ptd.optimization import Optimizer
 from ptd.whole_sets import Placed, as_set, batches
 
-from . import gate
 from .compilation import compiled as compile_once
-from .dropout import Dropout, mixed
+from .dropout import Dropout, derived
+from .fused import Passes, parts
+from .norm import column_moments
 
 
 class TorchLearner:
@@ -31,6 +32,8 @@ class TorchLearner:
     Args:
         activations: a narrower dtype for all between encoder and pooling, "bfloat16"; None for float32.
         compiled: compile forward and backward and, on a GPU, replay steps as CUDA graphs; by default on a GPU only.
+        fused: which parts of a block run as kernels rather than array code, of ptd_torch.fused.PARTS; by default those
+            that were measured to be faster, ptd_torch.fused.WIDEST.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class TorchLearner:
         *,
         activations: str | None = None,
         compiled: bool | None = None,
+        fused: Collection[str] | None = None,
     ):
         self._backend, self._model, self._activations = backend, model, activations
+        self._fused = fused
         self._leaves = {name: backend.asarray(value, "float32").clone() for name, value in params.items()}
         self._device = next(iter(self._leaves.values())).device
         self._steps = torch.zeros((), dtype=torch.int64, device=self._device)
@@ -130,7 +135,7 @@ class TorchLearner:
         return self._step(placed.rows(index))
 
     def _loss_of(self, inputs: Tensor, targets: Tensor, lengths: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        key = mixed(self._steps + (self._seed << 20))
+        key = derived(self._steps, self._seed << 20)
         y, statistics = self._apply(inputs, key, lengths=lengths, training=Training(Dropout(key)))
         if targets.is_floating_point():
             return ((y - targets) ** 2).mean(), statistics
@@ -144,10 +149,9 @@ class TorchLearner:
 
         def run_block(model: SequenceModel, i: int, leaves: dict, x: Tensor, **call: Any) -> Any:
             nonlocal known
-            own = None if key is None else mixed(key + (i + 1) * 0x27D4EB2F)
-            if known is None and own is not None and self._hands_on_moments(x):
-                with torch.no_grad():
-                    known = torch.stack(moments(x.to(leaves["norm.scale"].dtype), call["lengths"]))
+            own = None if key is None else derived(key, (i + 1) * 0x27D4EB2F)
+            if known is None and own is not None and "norm" in parts(model, x, self._fused):
+                known = column_moments(x.detach(), call["lengths"])
             x, statistics, known = self._block(leaves, x, known, call["lengths"], call["noise"], own)
             return x, statistics
 
@@ -164,21 +168,16 @@ class TorchLearner:
         noise: Tensor | None,
         key: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """A block, from the moments of its input, where they are handed on, to those of its output."""
+        """A block, from the moments of its input, where its norm takes them, to those of its output."""
         call: dict[str, Any] = {"lengths": lengths, "noise": noise, "run": self._backend.apply}
-        if key is None or not gate.fits(self._model, x):
-            training = None if key is None else Training(Dropout(key))
-            return *self._model.block(0, leaves, x, training=training, **call), None
-        call["run"] = functools.partial(self._backend.apply, fused=True)
-        finish = gate.Finish(lengths, self._hands_on_moments(x))
-        if known is not None:
-            call["moments"] = gate.known_moments(x, known, lengths)
-        x, statistics = self._model.block(0, leaves, x, training=Training(Dropout(key)), finish=finish, **call)
-        return x, statistics, finish.moments
-
-    def _hands_on_moments(self, x: Tensor) -> bool:
-        """Whether a block's end also makes the moments that the next block's norm needs."""
-        return self._model.norm == "batch" and self._model.prenorm and gate.fits(self._model, x)
+        if key is None:
+            return *self._model.block(0, leaves, x, training=None, **call), None
+        training, fused = Training(Dropout(key)), parts(self._model, x, self._fused)
+        if "chunks" in fused:
+            call["run"] = functools.partial(self._backend.apply, fused=True)
+        passes = Passes(self._model, training, known, lengths)
+        x, statistics = self._model.block(0, leaves, x, training=training, **call, **passes.of(fused))
+        return x, statistics, passes.found
 
     def _update(self, grads: dict[str, Tensor]) -> None:
         """AdamW in place, the rate from the step count on the device."""

@@ -8,6 +8,7 @@ description and may run its own layers inside.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -213,8 +214,8 @@ class SequenceModel:
         training: Training | None,
         noise: Array | None,
         run: Callable[..., Array],
-        moments: tuple[Array, Array] | None = None,
-        finish: Callable[..., Array] = lambda model, leaves, y, x, training: model.finish(leaves, y, x, training),
+        batch_norm: Callable[..., tuple[Array, Array, Array]] | None = None,
+        gated_sum: Callable[..., Array] | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """Block i on x (..., L, H), its leaves named within the block: its output and updated statistics.
 
@@ -225,22 +226,49 @@ class SequenceModel:
             leaves: its leaves.
             x: its input.
             lengths, training, noise, run: as in apply; noise that of this block.
-            moments: mean and variance (H,) that its batch norm needs while training, where they are known.
-            finish: runs its end, as finish does.
+            batch_norm: in place of the function of this name, from x, lengths, scale and bias.
+            gated_sum: in place of array code, from keep, z = W g, its bias and x: x + drop(keep sigmoid(z + bias)).
         """
         block = _Scope(leaves, "")
         statistics: dict[str, Array] = {}
-        z = self._norm(block, x, lengths, training, statistics, moments) if self.prenorm else x
+        norm = functools.partial(
+            self._norm, block, lengths=lengths, training=training, statistics=statistics, own=batch_norm
+        )
+        z = norm(x) if self.prenorm else x
         if noise is not None:
             z = z + noise
         z = run(self.layer, block.leaves("layer."), z, lengths=lengths)
-        x = finish(self, leaves, z, x, training)
-        return x if self.prenorm else self._norm(block, x, lengths, training, statistics, moments), statistics
+        x = self.finish(leaves, z, x, training, gated_sum)
+        return x if self.prenorm else norm(x), statistics
 
-    def finish(self, leaves: Parameters, y: Array, x: Array, training: Training | None) -> Array:
-        """The end of a block: from its layer's output y, gate and dropout, and the sum with its input x."""
-        z = self._mix(_Scope(leaves, ""), y, training)
-        return x + z if self.residual else z
+    def finish(
+        self,
+        leaves: Parameters,
+        y: Array,
+        x: Array,
+        training: Training | None,
+        gated_sum: Callable[..., Array] | None = None,
+    ) -> Array:
+        """The end of a block: from its layer's output y, gate and dropout, and the sum with its input x; see block."""
+
+        def drop(x: Array) -> Array:
+            return training.dropout(x, self.dropout, self.tie_dropout) if training and self.dropout else x
+
+        block = _Scope(leaves, "")
+        g = drop(gelu(y))
+        if self.activation == "gelu":
+            return x + g if self.residual else g
+        kept = {
+            "full_glu": lambda: _linear(block, "value", g),
+            "half_glu1": lambda: g,
+            "half_glu2": lambda: y,
+        }
+        keep = kept[self.activation]()
+        z = linear(g, astype(block["gate.weight"], g))
+        if gated_sum is not None and self.residual:
+            return gated_sum(keep, z, block["gate.bias"], x)
+        g = drop(keep * sigmoid(z + astype(block["gate.bias"], z)))
+        return x + g if self.residual else g
 
     def step(self, params: Parameters, u_k: Array, states: Sequence[Array]) -> tuple[Array, list[Array]]:
         """One sample through every block: the output at k and the states after it.
@@ -348,38 +376,25 @@ class SequenceModel:
         lengths: Array | None,
         training: Training | None,
         statistics: dict[str, Array],
-        known: tuple[Array, Array] | None = None,
+        own: Callable[..., tuple[Array, Array, Array]] | None = None,
     ) -> Array:
         if self.norm == "none":
             return x
-        xp, narrow = namespace(x), x
-        x = astype(x, block["norm.scale"])
+        xp, wide = namespace(x), astype(x, block["norm.scale"])
+        scale, bias = block["norm.scale"], block["norm.bias"]
         if self.norm == "layer":
-            mean, var = xp.mean(x, axis=-1, keepdims=True), xp.var(x, axis=-1, keepdims=True)
+            mean, var = xp.mean(wide, axis=-1, keepdims=True), xp.var(wide, axis=-1, keepdims=True)
         elif training is None:
             mean, var = block["norm.mean"], block["norm.var"]
         else:
-            mean, var = moments(x, lengths, block["norm.mean"]) if known is None else known
+            norm = own or functools.partial(batch_norm, near=block["norm.mean"])
+            y, mean, var = norm(x, lengths, scale, bias)
             momentum = self.norm_momentum
             for name, value in zip(STATISTICS, (mean, var), strict=True):
                 old = block[f"norm.{name}"]
                 statistics[f"{block.prefix}norm.{name}"] = momentum * old + (1 - momentum) * value
-        y = (x - mean) / xp.sqrt(var + NORM_EPSILON) * block["norm.scale"] + block["norm.bias"]
-        return astype(y, narrow)
-
-    def _mix(self, block: _Scope, y: Array, training: Training | None) -> Array:
-        def drop(x: Array) -> Array:
-            return training.dropout(x, self.dropout, self.tie_dropout) if training and self.dropout else x
-
-        g = drop(gelu(y))
-        if self.activation == "gelu":
-            return g
-        kept = {
-            "full_glu": lambda: _linear(block, "value", g),
-            "half_glu1": lambda: g,
-            "half_glu2": lambda: y,
-        }
-        return drop(kept[self.activation]() * sigmoid(_linear(block, "gate", g)))
+            return y
+        return astype(normalized(wide, mean, var, scale, bias), x)
 
     def _pool(self, x: Array, lengths: Array | None) -> Array:
         if self.pooling == "none":
@@ -437,6 +452,20 @@ class _Scope:
 
 def _linear(scope: _Scope, name: str, x: Array) -> Array:
     return linear(x, astype(scope[f"{name}.weight"], x)) + astype(scope[f"{name}.bias"], x)
+
+
+def normalized(x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> Array:
+    """scale (x - mean) / sqrt(var + epsilon) + bias."""
+    return (x - mean) / namespace(x).sqrt(var + NORM_EPSILON) * scale + bias
+
+
+def batch_norm(
+    x: Array, lengths: Array | None, scale: Array, bias: Array, near: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """x normalised by its moments, in its dtype, and these, in that of scale; near as in moments."""
+    wide = astype(x, scale)
+    mean, var = moments(wide, lengths, near)
+    return astype(normalized(wide, mean, var, scale, bias), x), mean, var
 
 
 def moments(x: Array, lengths: Array | None, near: Array | None = None) -> tuple[Array, Array]:

@@ -1,0 +1,95 @@
+"""Which parts of a training block run as kernels on a GPU rather than as array code, and how a block takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptd import checks
+from ptd.model import SequenceModel, Training
+
+from .gate import gated_sum
+from .norm import BatchNorm
+from .scan import kernel_path
+
+#: What may run as kernels: S5's chunked form as one operator, the batch norm's sums and moments, the gated sum.
+PARTS = ("chunks", "norm", "gate")
+
+#: The widest H up to which each part is faster than the array code as compiled, by the dtype of activations. This is
+#: the one place that decides; 0 turns a part off.
+WIDEST = {
+    torch.float32: {"chunks": 512, "norm": 512, "gate": 512},
+    torch.bfloat16: {"chunks": 512, "norm": 512, "gate": 512},
+}
+
+#: Widths are a multiple of this: tiles are not masked over features.
+TILE = 64
+
+
+def parts(model: SequenceModel, x: Tensor, wanted: Collection[str] | None = None) -> frozenset[str]:
+    """The parts that run as kernels in blocks of model on x (..., L, H).
+
+    Args:
+        model: the model.
+        x: input of a block.
+        wanted: of PARTS, those to run wherever kernels exist; None for those that WIDEST says are faster.
+
+    Raises:
+        ValueError: a name is not in PARTS.
+    """
+    for name in wanted or ():
+        checks.choice("fused", name, PARTS)
+    if kernel_path(x.device) == "torch" or x.dtype not in WIDEST or model.layer.d_model % TILE:
+        return frozenset()
+    if wanted is None:
+        wanted = {name for name, widest in WIDEST[x.dtype].items() if model.layer.d_model <= widest}
+    here = {
+        "chunks": True,
+        "norm": model.norm == "batch" and model.prenorm,
+        "gate": model.residual and model.activation != "gelu",
+    }
+    return frozenset(name for name in wanted if here[name])
+
+
+class Passes:
+    """What SequenceModel.block takes for one block: batch_norm and gated_sum, as kernels.
+
+    Args:
+        model: the model.
+        training: of this pass; its dropout has keys.
+        known: moments (2, H) of the block's input.
+        lengths: valid lengths or None.
+
+    After a run, found is the moments of the block's output where its norm runs as kernels, else None.
+    """
+
+    def __init__(self, model: SequenceModel, training: Training, known: Tensor | None, lengths: Tensor | None):
+        self.found: Tensor | None = None
+        self._model, self._training, self._known, self._lengths = model, training, known, lengths
+
+    def of(self, fused: Collection[str]) -> dict[str, Callable]:
+        """The named arguments of block for these parts."""
+        named: dict[str, Callable] = {}
+        if "norm" in fused:
+            named["batch_norm"] = self.batch_norm
+        if "gate" in fused:
+            named["gated_sum"] = self.gated_sum
+        return named
+
+    def batch_norm(self, x: Tensor, lengths: Tensor | None, scale: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        """ptd.model.batch_norm from the known moments."""
+        known: Any = self._known
+        return BatchNorm.apply(x, scale, bias, known, lengths), known[0], known[1]
+
+    def gated_sum(self, keep: Tensor, z: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+        """See SequenceModel.block."""
+        model = self._model
+        key = self._training.dropout.key() if model.dropout else None
+        moments = self._known is not None
+        out, found = gated_sum(keep, z, bias, x, key, self._lengths, model.dropout, model.tie_dropout, moments)
+        if moments:
+            self.found = found.detach()
+        return out

@@ -1,0 +1,172 @@
+"""Sums and moments of every feature over all rows, as Triton kernels. Imported only where Triton is.
+
+A fixed number of programs each walk through many tiles of rows and keep sums per element of a tile in registers; so few
+partial results remain that one look adds them up. No atomics: results repeat bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+#: Programs of a pass: four a multiprocessor of an H100 or H200, which with 128 threads of 128 registers are all there.
+PROGRAMS = 528
+#: Elements of a tile, 16 a thread of its four warps.
+TILE = 2048
+#: Features of a program that adds up partial results, and how many of these it holds at once.
+FEATURES, PARTS = 8, 1024
+
+
+@triton.jit
+def valid_rows(rows, lengths, R, L):
+    """Which rows count: those within the length of their sequence."""
+    valid = rows < R
+    if lengths is not None:
+        valid = valid & (rows % L < tl.load(lengths + rows // L, mask=valid, other=0))
+    return valid
+
+
+@triton.jit
+def joined(t, valid, mean, squares, count):
+    """Running mean and sum of squared distances from it, of each element, with one more value (Welford 1962)."""
+    count += valid.to(tl.float32)
+    share = (1.0 / tl.maximum(count, 1.0))[:, None]
+    apart = tl.where(valid[:, None], t - mean, 0.0)
+    return mean + apart * share, squares + apart * apart * (1.0 - share), count
+
+
+@triton.jit
+def store_moments(mean, squares, count, means, all_squares, counts, columns, H: tl.constexpr):
+    """The moments of a program's rows as one: M2 = sum M2_i + n_i (mean_i - mean)^2 (Chan et al. 1979)."""
+    m = tl.program_id(0)
+    total = tl.sum(count, 0)
+    whole = tl.sum(count[:, None] * mean, 0) / tl.maximum(total, 1.0)
+    apart = mean - whole[None, :]
+    tl.store(means + m * H + columns, whole)
+    tl.store(all_squares + m * H + columns, tl.sum(squares + count[:, None] * apart * apart, 0))
+    if tl.program_id(1) == 0:
+        tl.store(counts + m, total)
+
+
+@triton.jit
+def _moments(
+    x, lengths, means, squares, counts, R, L, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):  # fmt: skip
+    columns = tl.program_id(1) * BN + tl.arange(0, BN)
+    mean = tl.zeros((BM, BN), tl.float32)
+    apart = tl.zeros((BM, BN), tl.float32)
+    count = tl.zeros((BM,), tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
+        rows = tile * BM + tl.arange(0, BM)
+        here = rows.to(tl.int64)[:, None] * H + columns[None, :]
+        t = tl.load(x + here, mask=(rows < R)[:, None], other=0.0).to(tl.float32)
+        mean, apart, count = joined(t, valid_rows(rows, lengths, R, L), mean, apart, count)
+    store_moments(mean, apart, count, means, squares, counts, columns, H)
+
+
+@triton.jit
+def _combine(means, squares, counts, found, programs, H: tl.constexpr, PARTS: tl.constexpr, FEATURES: tl.constexpr):
+    """Mean and variance from those of all programs."""
+    columns = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
+    part = tl.arange(0, PARTS)
+    here, live = part[:, None] * H + columns[None, :], (part < programs)[:, None]
+    n = tl.load(counts + part, mask=part < programs, other=0.0)
+    mean = tl.load(means + here, mask=live, other=0.0)
+    apart = tl.load(squares + here, mask=live, other=0.0)
+    count = tl.maximum(tl.sum(n, 0), 1.0)
+    whole = tl.sum(n[:, None] * mean, 0) / count
+    apart += n[:, None] * (mean - whole[None, :]) * (mean - whole[None, :])
+    tl.store(found + columns, whole)
+    tl.store(found + H + columns, tl.sum(apart, 0) / count)
+
+
+@triton.jit
+def _total(parts, found, programs, H: tl.constexpr, PARTS: tl.constexpr, FEATURES: tl.constexpr):
+    """found (K, H) = the sum over the programs of parts (K, programs, H)."""
+    columns = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
+    part = tl.arange(0, PARTS)
+    here = (tl.program_id(1) * programs + part)[:, None] * H + columns[None, :]
+    values = tl.load(parts + here, mask=(part < programs)[:, None], other=0.0)
+    tl.store(found + tl.program_id(1) * H + columns, tl.sum(values, 0))
+
+
+@triton.jit
+def _norm_sums(
+    dy, x, moments, parts, R, epsilon, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):  # fmt: skip
+    """Sums over rows of dy and of dy times the normalised x."""
+    columns = tl.program_id(1) * BN + tl.arange(0, BN)
+    mean = tl.load(moments + columns)
+    plain = tl.zeros((BM, BN), tl.float32)
+    product = tl.zeros((BM, BN), tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
+        rows = tile * BM + tl.arange(0, BM)
+        live = (rows < R)[:, None]
+        here = rows.to(tl.int64)[:, None] * H + columns[None, :]
+        d = tl.load(dy + here, mask=live, other=0.0).to(tl.float32)
+        plain += d
+        product += d * (tl.load(x + here, mask=live, other=0.0).to(tl.float32) - mean[None, :])
+    here = tl.program_id(0) * H + columns
+    tl.store(parts + here, tl.sum(plain, 0))
+    inverse = tl.rsqrt(tl.load(moments + H + columns) + epsilon)
+    tl.store(parts + tl.num_programs(0) * H + here, tl.sum(product, 0) * inverse)
+
+
+# --- launches ----------------------------------------------------------------------------------------------------
+
+
+def grid(R: int, H: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """Programs over R rows and H features, a multiple of 64, and the tile of each."""
+    BN = max(b for b in (64, 128, 256) if H % b == 0)
+    BM = TILE // BN
+    programs = max(1, min(PROGRAMS // (H // BN), triton.cdiv(R, BM)))
+    return (programs, H // BN), {"H": H, "BM": BM, "BN": BN, "num_warps": 4}
+
+
+def moments(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Mean and variance (2, H), float32, of x (..., L, H), contiguous, over batch and valid time."""
+    R, L, H = _sizes(x)
+    programs, tile = grid(R, H)
+    parts = moment_parts(x, programs[0])
+    _moments[programs](x, lengths, *parts, R, L, **tile)
+    return combined(*parts)
+
+
+def moment_parts(x: Tensor, programs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the means, squared distances and counts of all programs."""
+    means, squares = x.new_empty((2, programs, x.shape[-1]), dtype=torch.float32)
+    return means, squares, x.new_empty(programs, dtype=torch.float32)
+
+
+def combined(means: Tensor, squares: Tensor, counts: Tensor) -> Tensor:
+    """Mean and variance (2, H) from moment_parts."""
+    programs, H = means.shape
+    found = means.new_empty((2, H))
+    _combine[(H // FEATURES,)](
+        means, squares, counts, found, programs, H=H, PARTS=PARTS, FEATURES=FEATURES, num_warps=8
+    )  # fmt: skip
+    return found
+
+
+def total(parts: Tensor) -> Tensor:
+    """The sum over programs of parts (K, programs, H)."""
+    K, programs, H = parts.shape
+    found = parts.new_empty((K, H))
+    _total[(H // FEATURES, K)](parts, found, programs, H=H, PARTS=PARTS, FEATURES=FEATURES, num_warps=8)
+    return found
+
+
+def norm_sums(dy: Tensor, x: Tensor, moments: Tensor, epsilon: float) -> Tensor:
+    """Sums (2, H) over rows of dy and of dy (x - mean) / sqrt(var + epsilon), of contiguous dy and x (..., L, H)."""
+    R, _, H = _sizes(x)
+    programs, tile = grid(R, H)
+    parts = moments.new_empty((2, programs[0], H))
+    _norm_sums[programs](dy, x, moments, parts, R, epsilon, **tile)
+    return total(parts)
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """R rows, L of them a sequence, and H features."""
+    return x.numel() // x.shape[-1], x.shape[-2], x.shape[-1]
