@@ -102,6 +102,16 @@ def test_states_of_both_directions_and_their_gradient_equal_the_definition(direc
     close(found, expected)
 
 
+def test_kernel_and_its_gradient_map_over_a_further_axis():
+    a, drive = coefficient(3), draw(4, 2, 5, 2, 3)
+
+    def gradient(drive):
+        return jax.grad(lambda drive: jnp.sum(pallas_gpu.both(a, drive, 2, interpret=True) ** 2))(drive)
+
+    found, expected = jax.jit(lambda: (jax.vmap(gradient)(drive), jnp.stack([gradient(d) for d in drive])))()
+    close([found], [expected])
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("lengths", [None, (11, 4)])
 def test_scan_form_on_planes_equals_the_scan_form_gradients_included(bidirectional, lengths):

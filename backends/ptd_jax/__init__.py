@@ -33,7 +33,8 @@ class JaxBackend(PortableBackend):
             another to export for it; results are the same.
         recurrence: how recurrences run, "loop", "tree" or, without forward-mode derivatives, "pallas" on a GPU and
             "pallas-tpu" on a TPU; by default "loop" on a CPU and "tree" elsewhere, and in a learner on a GPU "pallas".
-        chunk: samples per chunk of the chunked form; by default by size.
+        chunk: samples per chunk of the chunked form; by default by size. With "pallas" and 1, S5 runs on planes of both
+            directions' states at once where a call asks for no state: see ptd_jax.planes.
     """
 
     name = "jax"

@@ -387,7 +387,8 @@ class SequenceModel:
         elif training is None:
             mean, var = block["norm.mean"], block["norm.var"]
         else:
-            y, mean, var = (own or functools.partial(batch_norm, near=block["norm.mean"]))(x, lengths, scale, bias)
+            norm = own or functools.partial(batch_norm, near=block["norm.mean"])
+            y, mean, var = norm(x, lengths, scale, bias)
             momentum = self.norm_momentum
             for name, value in zip(STATISTICS, (mean, var), strict=True):
                 old = block[f"norm.{name}"]
