@@ -125,7 +125,7 @@ def _products(
     T: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, DIRECTIONS: tl.constexpr,
     DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the matrices of one feature and direction over a share of all chunks.
+    """The gradients of the matrices of one feature and direction over a share of all chunks; not of a dense decay.
 
     u and grad_y are (H, chunks, T); x, the states that enter each chunk, and g, the gradients of those that leave it,
     (H, D, chunks, 2, M).
@@ -134,12 +134,7 @@ def _products(
     t, k = tl.arange(0, T), tl.arange(0, K)
     dtype = u.dtype.element_ty
     width = DIRECTIONS * 2 * M
-    if DENSE:
-        gA_rr = tl.zeros((K, K), tl.float32)
-        gA_ri = tl.zeros((K, K), tl.float32)
-        gA_ir = tl.zeros((K, K), tl.float32)
-        gA_ii = tl.zeros((K, K), tl.float32)
-    else:
+    if not DENSE:
         ga_re = tl.zeros((ROWS, K), tl.float32)
         ga_im = tl.zeros((ROWS, K), tl.float32)
     gI_re = tl.zeros((T, K), tl.float32)
@@ -170,13 +165,7 @@ def _products(
         gI_im = dot(vT, g_im.to(dtype), gI_im, PRECISION)
         gO_re = dot(wT, x_re.to(dtype), gO_re, PRECISION)
         gO_im = dot(wT, x_im.to(dtype), gO_im, PRECISION)
-        if DENSE:
-            xT_re, xT_im = tl.trans(x_re), tl.trans(x_im)
-            gA_rr = dot(xT_re, g_re, gA_rr, PRECISION)
-            gA_ri = dot(xT_re, g_im, gA_ri, PRECISION)
-            gA_ir = dot(xT_im, g_re, gA_ir, PRECISION)
-            gA_ii = dot(xT_im, g_im, gA_ii, PRECISION)
-        else:
+        if not DENSE:
             ga_re += x_re * g_re + x_im * g_im
             ga_im += x_re * g_im - x_im * g_re
     program = part.to(tl.int64) * tl.num_programs(1) + h
@@ -189,15 +178,8 @@ def _products(
     tl.store(at + M * T, gO_im, mask=within)
     if d == 0:
         tl.store(grad_direct + program * T * T + t[:, None] * T + t[None, :], gW)
-    program = program * DIRECTIONS + d
-    if DENSE:
-        at = grad_decay + program * 4 * M * M + k[:, None] * (2 * M) + k[None, :]
-        square = (k < M)[:, None] & within
-        tl.store(at, gA_rr, mask=square)
-        tl.store(at + M, gA_ri, mask=square)
-        tl.store(at + 2 * M * M, gA_ir, mask=square)
-        tl.store(at + 2 * M * M + M, gA_ii, mask=square)
-    else:
+    if not DENSE:
+        program = program * DIRECTIONS + d
         at = grad_decay + program * 2 * M + k
         tl.store(at, tl.sum(ga_re, 0), mask=k < M)
         tl.store(at + M, tl.sum(ga_im, 0), mask=k < M)
@@ -315,14 +297,19 @@ def run_backward(
     chunks = v.numel() // (H * T)
     share = triton.cdiv(triton.cdiv(chunks, max(1, PRODUCT_PROGRAMS // (H * D))), PRODUCT_ROWS) * PRODUCT_ROWS
     parts = triton.cdiv(chunks, share)
-    new = matrices.decay.new_empty
-    sums = [new((parts, H, D, *matrices.decay.shape[1:]))]
+    new, dense = matrices.decay.new_empty, matrices.decay.ndim == 5
+    sums = [None if dense else new((parts, H, D, *matrices.decay.shape[1:]))]
     sums += [new((parts, *m.shape)) for m in (matrices.into, matrices.out, matrices.direct)]
     _products[(D, H, parts)](
         v, entering, grad_y, leaving, *sums, chunks, share, M,
         **matrices.constants(), ROWS=PRODUCT_ROWS, num_warps=PRODUCT_WARPS, num_stages=PRODUCT_STAGES,
     )  # fmt: skip
-    return grad_v, Matrices(sums[0].sum((0, 2)), *(m.sum(0) for m in sums[1:])), grad_x0
+    if dense:  # four more sums in the same kernel spill
+        states, gradients = (x.view(H, D, -1, 2 * M) for x in (entering, leaving))
+        decay = (states.mT @ gradients).sum(1).view(matrices.decay.shape)
+    else:
+        decay = sums[0].sum((0, 2))
+    return grad_v, Matrices(decay, *(m.sum(0) for m in sums[1:])), grad_x0
 
 
 def _run(v: Tensor, matrices: Matrices, x0: Tensor | None, *, adjoint: bool) -> tuple[Tensor, Tensor, Tensor]:
