@@ -50,9 +50,10 @@ def _forward(
         live = (rows < R)[:, None]
         here = rows.to(tl.int64)[:, None] * H + columns[None, :]
         k = tl.load(keep + here, mask=live, other=0.0).to(tl.float32)
-        s = _sigmoid(tl.load(z + here, mask=live, other=0.0).to(tl.float32) + b)
-        t = _dropped(k * s, rows, columns, key, threshold, scale, H, L, DROPOUT)
-        t = (t + tl.load(x + here, mask=live, other=0.0).to(tl.float32)).to(out.dtype.element_ty)
+        gate = tl.load(z + here, mask=live, other=0.0).to(tl.float32)
+        base = tl.load(x + here, mask=live, other=0.0).to(tl.float32)
+        t = _dropped(k * _sigmoid(gate + b), rows, columns, key, threshold, scale, H, L, DROPOUT)
+        t = (base + t).to(out.dtype.element_ty)
         tl.store(out + here, t, mask=live)
         if MOMENTS:  # of what was stored: the next norm reads that
             valid = valid_rows(rows, lengths, R, L)
@@ -74,10 +75,12 @@ def _backward(
         live = (rows < R)[:, None]
         here = rows.to(tl.int64)[:, None] * H + columns[None, :]
         d = tl.load(dout + here, mask=live, other=0.0).to(tl.float32)
-        s = _sigmoid(tl.load(z + here, mask=live, other=0.0).to(tl.float32) + b)
+        gate = tl.load(z + here, mask=live, other=0.0).to(tl.float32)
+        k = tl.load(keep + here, mask=live, other=0.0).to(tl.float32)
+        s = _sigmoid(gate + b)
         d = _dropped(d, rows, columns, key, threshold, scale, H, L, DROPOUT) * s
         tl.store(dkeep + here, d.to(dkeep.dtype.element_ty), mask=live)
-        d *= tl.load(keep + here, mask=live, other=0.0).to(tl.float32) * (1.0 - s)
+        d *= k * (1.0 - s)
         tl.store(dz + here, d.to(dz.dtype.element_ty), mask=live)
         total += d
     tl.store(sums + tl.program_id(0) * H + columns, tl.sum(total, 0))
