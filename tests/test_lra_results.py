@@ -31,6 +31,7 @@ def record(**changes) -> results.Record:
         "device": "a device",
         "seed": 0,
         "epochs": 40,
+        "activations": "float32",
         "full": True,
         "state": "complete",
         "note": "",
@@ -48,6 +49,11 @@ def outcome(*records: results.Record) -> str:
 
 def test_accuracy_at_or_above_the_published_one_meets_it():
     assert outcome(record(test=0.6215)) == "met"
+
+
+def test_narrower_activations_are_said_beside_the_result():
+    (found,) = [s for s in standings.standings([record(activations="bfloat16")]) if s.backend]
+    assert found.note == "bfloat16 activations"
 
 
 def test_one_seed_below_the_published_accuracy_misses_it():

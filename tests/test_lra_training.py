@@ -216,11 +216,12 @@ def test_run_killed_in_the_middle_of_a_save_resumes_as_if_nothing_happened(whole
     assert not list(tmp_path.glob(".checkpoint*"))
 
 
-@pytest.mark.parametrize("what", ["seed", "epochs", "recipe"])
+@pytest.mark.parametrize("what", ["seed", "epochs", "recipe", "activations"])
 def test_checkpoint_of_another_run_is_refused(whole, what, tmp_path):
     small, data, folder = whole
     other = dataclasses.replace(small, optimizer=dict(small.optimizer) | {"lr": 0.5}) if what == "recipe" else small
-    run = Run(other, data, JAX, 4 if what == "seed" else 3, folder, epochs=5 if what == "epochs" else None)
+    changed = {"epochs": {"epochs": 5}, "activations": {"activations": "bfloat16"}}.get(what, {})
+    run = Run(other, data, JAX, 4 if what == "seed" else 3, folder, **changed)
     with pytest.raises(
         ValueError, match=rf": expected a checkpoint of the same {what}, got another's; use another --out"
     ):
@@ -365,6 +366,15 @@ def test_command_trains_and_leaves_record_curve_and_checkpoint(small_sets, own_r
     again = train("mnist", "--recipe", own_recipe, "--out", str(out), data=small_sets)
     assert (again.returncode, again.stderr.count("\n")) == (1, 1)
     assert "pass --resume or another --out" in again.stderr
+
+
+def test_command_trains_with_narrower_activations_and_says_so(small_sets, own_recipe, tmp_path):
+    options = ("--recipe", own_recipe, "--out", str(tmp_path), "--activations", "bfloat16")
+    done = train("mnist", *options, data=small_sets)
+    assert done.returncode == 0, done.stderr
+    assert results.read(tmp_path / "mnist-small-jax-0.json")["activations"] == "bfloat16"
+    refused = train("mnist", *options, "--backend", "mlx", "--resume", data=small_sets)
+    assert refused.stderr.startswith("ptd: activations: expected None, got 'bfloat16'")
 
 
 def test_command_stops_within_its_budget_with_status_0(small_sets, own_recipe, tmp_path):

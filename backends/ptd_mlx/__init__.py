@@ -58,9 +58,19 @@ class MlxBackend(PortableBackend):
         description.check(params)
         return Module(self, description, {name: self.asarray(value, dtype) for name, value in params.items()})
 
-    def learner(self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int) -> Any:
+    def learner(
+        self,
+        model: SequenceModel,
+        params: Mapping[str, NDArray],
+        optimizer: Optimizer,
+        seed: int,
+        *,
+        activations: str | None = None,
+    ) -> Any:
         from .training import MlxLearner
 
+        if activations is not None:
+            raise checks.fail("activations", "None", repr(activations), "this backend trains in float32")
         model.check(params)
         return MlxLearner(self, model, params, optimizer, seed)
 

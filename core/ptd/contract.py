@@ -149,5 +149,16 @@ class Backend(Protocol):
         is a list, one per block) and leaves() -> dict[str, np.ndarray].
         """
 
-    def learner(self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int) -> Learner:
-        """A model ready to train, starting from params; seed drives dropout."""
+    def learner(
+        self,
+        model: SequenceModel,
+        params: Mapping[str, NDArray],
+        optimizer: Optimizer,
+        seed: int,
+        *,
+        activations: str | None = None,
+    ) -> Learner:
+        """A model ready to train, starting from params; seed drives dropout.
+
+        activations names a narrower dtype for all between encoder and pooling, one of kernels.activations.
+        """

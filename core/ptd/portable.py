@@ -82,7 +82,15 @@ class PortableBackend:
     def module(self, description: Layer | SequenceModel, params: Mapping[str, NDArray], dtype: str = "float32") -> Any:
         raise self._lacks("modules")
 
-    def learner(self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int) -> Learner:
+    def learner(
+        self,
+        model: SequenceModel,
+        params: Mapping[str, NDArray],
+        optimizer: Optimizer,
+        seed: int,
+        *,
+        activations: str | None = None,
+    ) -> Learner:
         raise self._lacks("training")
 
     # --- constructors ------------------------------------------------------------------------------------------

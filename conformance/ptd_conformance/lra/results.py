@@ -16,12 +16,13 @@ import numpy as np
 import ptd
 from ptd.parameters import replace_file
 
-from . import robustness
 from .recipe import names, recipe
 from .tasks import TASKS
 from .training import Run
 
 FORMAT = 1
+#: What the names of results under noise begin with, which lie in the same folder; see robustness.py.
+UNDER_NOISE = "robustness"
 STATES = ("running", "complete", "diverged")
 Record = dict[str, Any]
 
@@ -45,6 +46,7 @@ def of(run: Run, state: str, note: str = "") -> Record:
         "options": run.recipe.as_json(),
         "parameters": sum(int(np.prod(shape)) for shape in run.model.shapes().values()),
         "epochs": run.epochs,
+        "activations": run.activations or "float32",
         "full": is_full(run),
         "state": state,
         "note": note,
@@ -102,7 +104,7 @@ def read(path: Path) -> Record:
 
 def read_all(folder: Path) -> list[Record]:
     """The records of a folder, in the order of their names."""
-    return [read(path) for path in sorted(folder.glob("*.json")) if not path.name.startswith(robustness.KIND)]
+    return [read(path) for path in sorted(folder.glob("*.json")) if not path.name.startswith(UNDER_NOISE)]
 
 
 def commit() -> str:

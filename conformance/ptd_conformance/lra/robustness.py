@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ptd.parameters import replace_file
 from ptd.quickstart import last_spike, wave
 
+from . import results
 from .training import Run
 
 AMPLITUDES = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -24,7 +25,7 @@ AMPLITUDES = (0.05, 0.1, 0.2, 0.5, 1.0)
 FREQUENCIES = (0.125, 0.25, 0.33, 0.5, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 2.0)
 #: The paper's amplitude, at which frequencies are swept.
 AMPLITUDE = 0.1
-KIND = "robustness"
+KIND = results.UNDER_NOISE
 
 Result = dict[str, Any]
 Report = Callable[[int, int], None]
@@ -58,8 +59,6 @@ def measure(
         report(done, len(points))
         found.append(_accuracy(run, leaves, amplitude, share * w_0, samples))
     count = 1 + len(amplitudes)
-    from . import results  # which reads this module's files
-
     record = results.of(run, "complete")
     return {name: value for name, value in record.items() if name not in ("curve", "lra", "test")} | {
         KIND: 1,
@@ -92,8 +91,6 @@ def _accuracy(run: Run, leaves: dict[str, NDArray], amplitude: float, frequency:
 
 def write(folder: Path, found: Sequence[Result]) -> None:
     """Write each result as JSON, and one figure of all."""
-    from . import results
-
     for result in found:
         name = f"{KIND}-{results.name(result)}.json"
         replace_file(folder / name, (json.dumps(result, indent=1) + "\n").encode())

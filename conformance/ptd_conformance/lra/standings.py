@@ -79,7 +79,9 @@ def _standing(key: tuple[str, str, str, str], group: list[Record], published: di
     target = published["accuracy"].get(group[0]["of"], {}).get(task)
     counted = {r["seed"]: 100 * r["test"] for r in group if r["full"] and r["state"] == "complete"}
     outcome = _outcome(group, counted, target)
-    notes = [published["notes"].get(f"{task} {ran}", ""), *(r.get("note", "") for r in group)]
+    narrower = {r["activations"] for r in group} - {"float32"}
+    notes = [published["notes"].get(f"{task} {ran}", ""), *(f"{dtype} activations" for dtype in sorted(narrower))]
+    notes += [r.get("note", "") for r in group]
     hours = sum(r.get("training_seconds", 0) for r in group) / 3600
     return Standing(*key, target, counted, outcome, hours, "; ".join(dict.fromkeys(filter(None, notes))))
 

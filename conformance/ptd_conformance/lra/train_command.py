@@ -24,6 +24,9 @@ def train(
     epochs: Annotated[
         int | None, typer.Option(help="another number than the recipe's: a trial, never a result")
     ] = None,
+    activations: Annotated[
+        str | None, typer.Option(help="a narrower dtype between encoder and pooling, as bfloat16; said in the record")
+    ] = None,
     root: Annotated[Path | None, typer.Option(help="the data folder; PTD_DATA by default")] = None,
     note: Annotated[str, typer.Option(help="what was special about the run, for its record")] = "",
 ) -> None:
@@ -53,7 +56,7 @@ def train(
     data = store.load(store.root(root), task)
     console = Console(highlight=False)
     with clock, _bar(console, f"{task} {recipe} {seed}") as report:
-        run = Run(found, data, runs_on, seed, folder, epochs=epochs, report=report)
+        run = Run(found, data, runs_on, seed, folder, epochs=epochs, activations=activations, report=report)
         resumed = resume and run.restore()
         _announce(console, run, resumed)
         try:

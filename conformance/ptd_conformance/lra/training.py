@@ -43,11 +43,12 @@ class Run:
         folder: Path,
         *,
         epochs: int | None = None,
+        activations: str | None = None,
         report: Report = lambda run, loss: None,
     ):
         self.recipe, self.data, self.seed, self.folder = recipe, data, seed, folder
         self.backend, self.report = backend, report
-        self.epochs = epochs or recipe.epochs
+        self.epochs, self.activations = epochs or recipe.epochs, activations
         self.steps = len(data.splits["train"].targets) // recipe.batch
         if not self.steps:
             raise ValueError(
@@ -56,7 +57,7 @@ class Run:
         model = recipe.description(data.d_input)
         self.model = model
         rule = recipe.rule(self.steps, self.epochs)
-        self.learner = backend.learner(model, recipe.leaves(model, seed), rule, seed)
+        self.learner = backend.learner(model, recipe.leaves(model, seed), rule, seed, activations=activations)
         self.progress = Progress()
         self._best: dict[str, NDArray] = {}
         self._placed: dict[str, Any] = {}
@@ -85,6 +86,7 @@ class Run:
             own["seed"],
             folder,
             epochs=own["epochs"],
+            activations=own["activations"],
         )
         run.restore()
         run._take_best()
@@ -233,6 +235,7 @@ class Run:
             "seed": self.seed,
             "backend": self.backend.name,
             "epochs": self.epochs,
+            "activations": self.activations,
         }
 
     def save(self) -> None:
