@@ -226,7 +226,7 @@ class SequenceModel:
             leaves: its leaves.
             x: its input.
             lengths, training, noise, run: as in apply; noise that of this block.
-            batch_norm: in place of the function of this name, from x, lengths, scale and bias.
+            batch_norm: in place of the function of this name.
             gated_sum: in place of array code, from keep, z = W g, its bias and x: x + drop(keep sigmoid(z + bias)).
         """
         block = _Scope(leaves, "")
@@ -387,8 +387,8 @@ class SequenceModel:
         elif training is None:
             mean, var = block["norm.mean"], block["norm.var"]
         else:
-            norm = own or functools.partial(batch_norm, near=block["norm.mean"])
-            y, mean, var = norm(x, lengths, scale, bias)
+            run = batch_norm if own is None else own
+            y, mean, var = run(x, lengths, scale, bias, block["norm.mean"])
             momentum = self.norm_momentum
             for name, value in zip(STATISTICS, (mean, var), strict=True):
                 old = block[f"norm.{name}"]
