@@ -75,7 +75,7 @@ def training_steps(
             source="the original's step, JAX on one H200, recorded",
             target=1.7 if activations is None else None,
             gibibytes=bytes_ / GIB,
-            note=f"compiled in {compile_seconds:.1f} s, recurrence {backend.recurrence}",
+            note=f"compiled in {compile_seconds:.1f} s, recurrence {backend.training.recurrence}",
         )
         del learner, placed, state, rest, run, once
 
