@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +14,7 @@ from numpy.testing import assert_allclose
 
 import ptd
 from ptd import chunks, recurrence
-from ptd_jax import JaxBackend, kernels, pallas_gpu, pallas_tpu, planes
+from ptd_jax import kernels, pallas_gpu, pallas_tpu
 from ptd_jax.recurrences import loop
 
 
@@ -114,7 +117,7 @@ def test_kernel_and_its_gradient_map_over_a_further_axis():
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("lengths", [None, (11, 4)])
-def test_scan_form_on_planes_equals_the_scan_form_gradients_included(bidirectional, lengths):
+def test_chunks_of_one_sample_by_states_equal_the_scan_form_gradients_included(bidirectional, lengths):
     layer = ptd.S5(3, 6, bidirectional=bidirectional)
     params = {n: jnp.asarray(v) for n, v in ptd.initialize(layer, np.random.default_rng(0), init="legs").items()}
     u, w, lengths = jnp.asarray(draw(2, 11, 3)), draw(2, 11, 3, seed=3), None if lengths is None else np.array(lengths)
@@ -124,8 +127,12 @@ def test_scan_form_on_planes_equals_the_scan_form_gradients_included(bidirection
         y = apply(params, u)
         return jnp.sum(w * y), y
 
+    by_states = dataclasses.replace(
+        kernels.table("gpu", "pallas", 1), both_ways=functools.partial(pallas_gpu.both, interpret=True)
+    )
+
     def here(params, u):
-        return planes.apply(layer, params, u, **call, interpret=True)
+        return layer.apply(params, u, form="chunked", kernels=by_states, **call)
 
     def plain(params, u):
         return layer.apply(params, u, form="scan", **call)
@@ -136,17 +143,28 @@ def test_scan_form_on_planes_equals_the_scan_form_gradients_included(bidirection
     jax.tree.map(lambda x, y: assert_allclose(x, y, rtol=1e-10, atol=1e-12), found, expected)
 
 
-def test_chunks_of_one_sample_run_on_planes_where_the_kernel_can(monkeypatch):
-    both = pallas_gpu.both
-    monkeypatch.setattr(pallas_gpu, "both", lambda a, drive, D, _: both(a, drive, D, interpret=True))
-    layer, gpu = ptd.S5(3, 6), JaxBackend("gpu", "pallas", chunk=1)
-    fits = [planes.fits(layer, gpu.kernels, gpu.recurrence, 9, call) for call in (
-        {}, {"lengths": (3, 4), "step_scale": 2.0}, {"form": "scan"}, {"return_state": True}, {"state": 0.0},
-    )]  # fmt: skip
-    assert fits == [True, True, False, False, False]
+@pytest.mark.parametrize(("call", "by_states"), [
+    ({}, True), ({"lengths": np.array([3, 4]), "step_scale": 2.0}, True),
+    ({"form": "scan"}, False), ({"return_state": True}, False), ({"state": np.zeros((2, 3, 2))}, False),
+])  # fmt: skip
+def test_states_of_both_directions_serve_calls_from_rest_that_ask_for_no_state(call, by_states):
+    class Called(Exception):
+        pass
+
+    def both_ways(*_):
+        raise Called
+
+    layer = ptd.S5(3, 6)
     params = {n: jnp.asarray(v) for n, v in ptd.initialize(layer, np.random.default_rng(0), init="legs").items()}
-    u = jnp.asarray(draw(2, 9, 3))
-    assert_allclose(gpu.apply(layer, params, u), layer.apply(params, u), rtol=0, atol=1e-12)
+    table = dataclasses.replace(ptd.kernels.PORTABLE, chunk_length=lambda layer, L: 1, both_ways=both_ways)
+    run = functools.partial(
+        layer.apply, params, jnp.asarray(draw(2, 9, 3)), kernels=table, **{"form": "chunked"} | call
+    )
+    if by_states:
+        with pytest.raises(Called):
+            run()
+    else:
+        run()
 
 
 def test_gpu_kernel_takes_narrow_drives_and_keeps_the_state_wide():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 import ptd
-from ptd_torch import backend
-from ptd_torch.chunked import chunked, sum_of_products
+from ptd_torch import backend, kernels
+from ptd_torch.chunked import chunked, states_both_ways, sum_of_products
+from ptd_torch.scan import kernel_path
 
 
 def outputs_and_gradients(layer, params, u, upstream, fused):
@@ -23,12 +26,17 @@ def outputs_and_gradients(layer, params, u, upstream, fused):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("L", [1, 23])
-def test_fused_layer_equals_layer(bidirectional, L):
+@pytest.mark.parametrize("how", ["chunks", "states"])
+def test_fused_layer_equals_layer(bidirectional, L, how, monkeypatch):
     layer = ptd.S5(64, 6, bidirectional=bidirectional)
+    if how == "states":  # for chunks of one sample
+        one = dataclasses.replace(kernels.KERNELS["cpu"], chunk_length=lambda layer, L: 1)
+        monkeypatch.setitem(kernels.KERNELS, "cpu", one)
     leaves = ptd.initialize(layer, np.random.default_rng(0), init="legs")
     params = {name: backend.asarray(value, "float64") for name, value in leaves.items()}
     u = torch.randn(2, L, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    plain, fused = (outputs_and_gradients(layer, params, u, torch.ones(1, dtype=u.dtype), how) for how in (False, True))
+    upstream = torch.ones(1, dtype=u.dtype)
+    plain, fused = (outputs_and_gradients(layer, params, u, upstream, names) for names in ((), (how,)))
     for expected, found in zip(plain, fused, strict=True):
         assert_close(found, expected)
 
@@ -52,3 +60,46 @@ def test_operator_passes_torchs_own_checks():
     torch.library.opcheck(
         chunked, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
     )
+
+
+@pytest.mark.parametrize("n", [1, 37, 300])
+def test_states_of_both_directions_and_their_gradients_are_the_loops(n):
+    rng = torch.Generator().manual_seed(0)
+    a, drive, upstream = (torch.randn(*s, generator=rng) for s in ((2, 5), (3, n, 2, 5), (3, n, 2, 2, 5)))
+    a = (0.6 * a).clamp(-0.6, 0.6)
+
+    def loop(a, drive):
+        a, d = torch.complex(*a), torch.complex(drive[:, :, 0], drive[:, :, 1])
+        directions = []
+        for order in (range(n), range(n)[::-1]):
+            x, states = torch.zeros_like(d[:, 0]), {}
+            for k in order:
+                states[k] = x = a * x + d[:, k]
+            x = torch.stack([states[k] for k in range(n)], dim=1)
+            directions.append(torch.stack([x.real, x.imag], dim=2))
+        return torch.stack(directions, dim=2)
+
+    def results(run, dtype):
+        leaves = [v.to(dtype).requires_grad_() for v in (a, drive)]
+        states = run(*leaves)
+        return [states.detach(), *torch.autograd.grad(states, leaves, upstream.to(dtype))]
+
+    expected = results(loop, torch.float64)
+    for found, exact in zip(
+        results(lambda a, drive: states_both_ways(a, drive, 2), torch.float32), expected, strict=True
+    ):
+        assert_close(found.double(), exact, rtol=0, atol=2e-6 * float(exact.abs().max()))
+
+
+@pytest.mark.skipif(kernel_path(torch.device("cpu")) == "torch", reason="segments are Triton's")
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_segments_of_time_change_nothing_in_either_direction(exclusive):
+    from ptd_torch import triton_scan
+
+    rng = torch.Generator().manual_seed(0)
+    a, drive, before = (torch.randn(*s, generator=rng) for s in ((2, 5), (2, 200, 2, 2, 5), (2, 200, 2, 2, 5)))
+    a = (0.6 * a).clamp(-0.6, 0.6)
+    for states in (None, before):
+        one, cut = (triton_scan.walk(a, drive, None, exclusive=exclusive, before=states, segments=s) for s in (1, 3))
+        for expected, found in zip(one, cut, strict=True):
+            assert expected is None or float((found - expected).abs().max()) < 2e-5 * float(expected.abs().max())

@@ -21,7 +21,7 @@ from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
 from ptd.portable import PortableBackend
 
-from . import blocks, planes
+from . import blocks
 from .kernels import choice, table
 
 
@@ -33,8 +33,7 @@ class JaxBackend(PortableBackend):
             another to export for it; results are the same.
         recurrence: how recurrences run, "loop", "tree" or, without forward-mode derivatives, "pallas" on a GPU and
             "pallas-tpu" on a TPU; by default "loop" on a CPU and "tree" elsewhere, and in a learner on a GPU "pallas".
-        chunk: samples per chunk of the chunked form; by default by size. With "pallas" and 1, S5 runs on planes of both
-            directions' states at once where a call asks for no state: see ptd_jax.planes.
+        chunk: samples per chunk of the chunked form; by default by size.
     """
 
     name = "jax"
@@ -76,8 +75,6 @@ class JaxBackend(PortableBackend):
     def apply(self, layer: Layer, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
         layer.check_call(params, u, **call, activations=self.kernels.activations)
         T = self.block_length(layer, u.shape, **call)
-        if planes.fits(layer, self.kernels, self.recurrence, u.shape[-2], call):
-            call["form"] = "planes"
         static = {name: call.pop(name) for name in ("return_state", "form") if name in call}
         return _apply(layer, (self.platform, self.recurrence, self.chunk), T, params, u, **_as_arrays(call), **static)
 
@@ -126,8 +123,6 @@ class JaxBackend(PortableBackend):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames=("return_state", "form"))
 def _apply(layer: Layer, choice: tuple, T: int | None, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
-    if call.get("form") == "planes":
-        return planes.apply(layer, params, u, lengths=call.get("lengths"), step_scale=call.get("step_scale"))
     if T is not None:
         return blocks.apply(
             layer, params, u, T, **{name: call[name] for name in call if name not in ("form", "resets")}

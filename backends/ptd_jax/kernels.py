@@ -27,10 +27,12 @@ class Recurrence:
         carries: as ptd.chunks.carries, with the states that enter from both sides, (..., D, 2, M), in the precision of
             Lambda_bar; what it returns has that precision or the drive's.
         scan: as ptd.recurrence.scan, with a state and without resets.
+        both_ways: as ptd.kernels.Kernels has it.
     """
 
     carries: Callable[[Array, Array, Array], tuple[Array, Array]]
     scan: Callable[[Array, Array, Array], Array]
+    both_ways: Callable[[Array, Array, int], Array] | None = None
 
 
 def scan_by(recurrence: str) -> Callable[..., Array]:
@@ -141,7 +143,7 @@ def _time_first(x: Array, axis: int) -> Array:
 def _pallas() -> Recurrence:
     from . import pallas_gpu
 
-    return Recurrence(pallas_gpu.carries, pallas_gpu.scan)
+    return Recurrence(pallas_gpu.carries, pallas_gpu.scan, pallas_gpu.both)
 
 
 def _pallas_tpu() -> Recurrence:
@@ -191,7 +193,7 @@ def chunk_length_by_pallas(layer: Any, L: int) -> int:
 
     By count, a sample moves its S = 2 D M state numbers 14/T times, at 3.5 TB/s, and takes 6 T H^2 operations in the
     direct product, at 250 T/s (TF32 on an H200). With T = 1, and states after each sample, that product is not needed:
-    see ptd_jax.planes.
+    see ptd.kernels.Kernels.both_ways.
     """
     if len(layer.state_axes) == 2:
         return chunks.chunk_length(layer, L)
@@ -223,6 +225,7 @@ def table(platform: str, recurrence: str, chunk: int | None = None) -> Kernels:
         carries=carries_by(recurrence),
         chunk_length=usual if chunk is None else lambda _, L: max(1, min(chunk, L)),
         activations=frozenset({"bfloat16"}),
+        both_ways=RECURRENCES[recurrence]().both_ways,
         forms=choice(platform).forms,
     )
 

@@ -75,19 +75,20 @@ def both(Lambda_bar: Array, drive: Array, directions: int, interpret: bool = Fal
 
     Args:
         Lambda_bar: complex (M,).
-        drive: real (R, n, 2, M).
+        drive: real (..., n, 2, M).
         directions: 1, left to right, or 2.
         interpret: run the kernel's meaning on any device.
 
     Returns:
-        Real (R, n, D, 2, M), in the dtype of drive.
+        Real (..., n, D, 2, M), in the dtype of drive.
     """
-    M = drive.shape[-1]
-    lanes = -M % NARROWEST
+    *rows, n, _, M = drive.shape
+    drive, lanes = drive.reshape(math.prod(rows), n, 2, M), -M % NARROWEST
     a, drive = (
         jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, lanes),)) for x in (as_planes(Lambda_bar)[None, None], drive)
     )
-    return _both(a, drive[:, :, None], directions, interpret)[..., :M]
+    states = _both(a, drive[:, :, None], directions, interpret)[..., :M]
+    return states.reshape(*rows, n, directions, 2, M)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import array_api_compat
@@ -21,7 +21,7 @@ from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
 from ptd.portable import PortableBackend
 
-from .chunked import mixing_chunks
+from .chunked import both_ways, mixing_chunks
 from .compilation import compiled
 from .kernels import KERNELS, exact_matmul
 from .scan import kernel_path
@@ -81,11 +81,15 @@ class TorchBackend(PortableBackend):
     def to_numpy(self, array: Tensor) -> NDArray:
         return array.detach().cpu().numpy()
 
-    def apply(self, layer: Layer, params: Mapping[str, Tensor], u: Tensor, *, fused: bool = False, **call: Any) -> Any:
-        """See ptd.contract.Backend; fused takes kernels that have a first derivative and nothing else."""
+    def apply(
+        self, layer: Layer, params: Mapping[str, Tensor], u: Tensor, *, fused: Collection[str] = (), **call: Any
+    ) -> Any:
+        """See ptd.contract.Backend; fused names kernels that have a first derivative only, "chunks" and "states"."""
         kernels = KERNELS[u.device.type] if isinstance(u, Tensor) else self.kernels
-        if fused:
+        if "chunks" in fused:
             kernels = dataclasses.replace(kernels, mixing_chunks=mixing_chunks)
+        if "states" in fused:
+            kernels = dataclasses.replace(kernels, both_ways=both_ways)
         layer.check_call(params, u, activations=kernels.activations, **call)  # while host values still are
         return layer.apply(params, _autocast(u), kernels=kernels, **_as_tensors(call, u))
 

@@ -1,4 +1,4 @@
-"""The chunked form of S5 as one torch operator, whose products add up in place."""
+"""S5's chunked form for training: as one operator whose products add up in place, or states of chunks of one sample."""
 
 from __future__ import annotations
 
@@ -87,6 +87,50 @@ def _backward(ctx: Any, dy: Tensor | None, _: Any) -> tuple:
 
 
 chunked.register_autograd(_backward, setup_context=_setup_context)
+
+
+def both_ways(Lambda_bar: Array, drive: Tensor, directions: int) -> Tensor:
+    """See ptd.kernels.Kernels.both_ways."""
+    *batch, L, _, M = drive.shape
+    states = states_both_ways(as_planes(Lambda_bar), drive.reshape(-1, L, 2, M), directions)
+    return states.view(*batch, L, directions, 2, M)
+
+
+@torch.library.custom_op("ptd::states_both_ways", mutates_args=())
+def states_both_ways(a: Tensor, drive: Tensor, directions: int) -> Tensor:
+    """The states (R, n, D, 2, M) after each sample, from rest, of drive (R, n, 2, M) with coefficients a (2, M)."""
+    drive = drive[:, :, None].expand(-1, -1, directions, -1, -1)
+    return walk(a, drive, None, exclusive=False)[0]
+
+
+@states_both_ways.register_fake
+def _(a: Tensor, drive: Tensor, directions: int) -> Tensor:
+    R, n, _, M = drive.shape
+    return drive.new_empty(R, n, directions, 2, M)
+
+
+@torch.library.custom_op("ptd::states_both_ways_adjoint", mutates_args=())
+def states_both_ways_adjoint(a: Tensor, states: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of states_both_ways by a and drive."""
+    drive, _, grad_a = walk(a, grad.to(states.dtype), None, exclusive=False, before=states)
+    return grad_a.sum((0, 1)), drive.sum(2)
+
+
+@states_both_ways_adjoint.register_fake
+def _(a: Tensor, states: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    R, n, _, _, M = states.shape
+    return torch.empty_like(a), states.new_empty(R, n, 2, M)
+
+
+def _keep_states(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], output)
+
+
+def _from_states(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    return *states_both_ways_adjoint(*ctx.saved_tensors, grad), None
+
+
+states_both_ways.register_autograd(_from_states, setup_context=_keep_states)
 
 
 def sum_of_products(u: Tensor, weight: Tensor, v: Tensor, other: Tensor) -> Tensor:

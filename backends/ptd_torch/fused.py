@@ -15,14 +15,15 @@ from .gate import gated_sum
 from .norm import BatchNorm
 from .scan import kernel_path
 
-#: What may run as kernels: S5's chunked form as one operator, the batch norm's sums and moments, the gated sum.
-PARTS = ("chunks", "norm", "gate")
+#: What may run as kernels: S5's chunked form as one operator, the states of its chunks of one sample in place of that,
+#: the batch norm's sums and moments, the gated sum.
+PARTS = ("chunks", "states", "norm", "gate")
 
 #: The widest H up to which each part is faster than the array code as compiled, by the dtype of activations. This is
-#: the one place that decides; 0 turns a part off. Measured on an H200, but for the norm, which no GPU has timed yet.
+#: the one place that decides; 0 turns a part off. Measured on an H200, but for norm and states, which no GPU has timed.
 WIDEST = {
-    torch.float32: {"chunks": 512, "norm": 0, "gate": 512},
-    torch.bfloat16: {"chunks": 512, "norm": 0, "gate": 512},
+    torch.float32: {"chunks": 512, "states": 0, "norm": 0, "gate": 512},
+    torch.bfloat16: {"chunks": 512, "states": 0, "norm": 0, "gate": 512},
 }
 
 #: Widths are a multiple of this: tiles are not masked over features.
@@ -48,6 +49,7 @@ def parts(model: SequenceModel, x: Tensor, wanted: Collection[str] | None = None
         wanted = {name for name, widest in WIDEST[x.dtype].items() if model.layer.d_model <= widest}
     here = {
         "chunks": True,
+        "states": True,
         "norm": model.norm == "batch" and model.prenorm,
         "gate": model.residual and model.activation != "gelu",
     }

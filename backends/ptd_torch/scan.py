@@ -156,7 +156,7 @@ def _walk_tensors(
     if not adjoint:
         return x.to(drive.dtype), final, None
     if not exclusive:
-        before = torch.cat([torch.zeros_like(before[:, :1]), before[:, :-1]], dim=1)
+        before = torch.stack([_delayed(before[:, :, d], d == 1) for d in range(D)], dim=2)
     grad = _times_conj(x, before.to(a.dtype))
     return x.to(drive.dtype), final, grad[:, :, 0] if a.ndim == 4 else grad.sum(1)
 
@@ -187,6 +187,12 @@ def _states(a: Tensor, drive: Tensor, x0: Tensor) -> Tensor:
         carry = whole[:, s] * carry + x[:, s, -1]
     x += powers * torch.stack(entering, dim=1)[:, :, None]
     return x.view(R, S * K, M)[:, :n]
+
+
+def _delayed(x: Tensor, mirrored: bool) -> Tensor:
+    """The state before each sample, zero before the first, from those after it."""
+    none = torch.zeros_like(x[:, :1])
+    return torch.cat([x[:, 1:], none] if mirrored else [none, x[:, :-1]], dim=1)
 
 
 def _native(planes: Tensor) -> Tensor:

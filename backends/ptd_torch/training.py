@@ -173,8 +173,8 @@ class TorchLearner:
         if key is None:
             return *self._model.block(0, leaves, x, training=None, **call), None
         training, fused = Training(Dropout(key)), parts(self._model, x, self._fused)
-        if "chunks" in fused:
-            call["run"] = functools.partial(self._backend.apply, fused=True)
+        if fused:
+            call["run"] = functools.partial(self._backend.apply, fused=fused)
         passes = Passes(self._model, training, known, lengths)
         x, statistics = self._model.block(0, leaves, x, training=training, **call, **passes.of(fused))
         return x, statistics, passes.found

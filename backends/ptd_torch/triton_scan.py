@@ -98,11 +98,10 @@ def _walk_one_way(
     d_rows, x_rows, a_rows = rows * (sign * d_t), rows * (sign * x_t), rows * (sign * a_t)
     d_at, a_at = d_lane + begin * d_t, a_lane + begin * a_t
     # before holds the forward run's states: before each sample if EXCLUSIVE, else after it, and the one before is
-    # wanted. Exclusive states are stored one sample further.
-    e_at = x_at - x_t
+    # wanted, which the adjoint, on its way back, meets next. Exclusive states are stored one sample further.
+    e_at = x_at + sign * x_t
     if EXCLUSIVE:
-        x_at += sign * x_t
-        e_at = x_at
+        x_at = e_at
     for k0 in range(start, stop, ROWS):
         k = k0 + rows
         valid = (k < stop)[None, :] & live[:, None]
@@ -115,7 +114,7 @@ def _walk_one_way(
         if ADJOINT and STORE:
             seen = stored
             if not EXCLUSIVE:
-                seen = valid & (origin + sign * k > 0)[None, :]
+                seen = valid & (k + 1 < n)[None, :]
             here = before + (e_at[:, None] + x_rows[None, :])
             e_re = tl.load(here, mask=seen, other=0.0).to(acc)
             e_im = tl.load(here + x_p, mask=seen, other=0.0).to(acc)

@@ -42,6 +42,9 @@ class Kernels:
     #: The chunked form of S5 from rest as a whole, if there is one: from chunks (..., n, T H) and their ChunkSystem to
     #: outputs (..., n, T H).
     mixing_chunks: Callable[..., Array] | None = None
+    #: The states after each sample of a run from rest, in D directions from one drive, if S5's chunks of one sample are
+    #: to run by them: from Lambda_bar (M,), drive real (..., L, 2, M) and D to real (..., L, D, 2, M).
+    both_ways: Callable[[Array, Array, int], Array] | None = None
     #: The form that is fastest here, by the kind of a layer; layers not named run in their own default form.
     forms: Mapping[str, str] = field(default_factory=dict)
 
