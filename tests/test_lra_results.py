@@ -56,6 +56,13 @@ def test_narrower_activations_are_said_beside_the_result():
     assert found.note == "bfloat16 activations"
 
 
+def test_a_record_from_before_activations_could_be_narrower_is_of_float32(tmp_path):
+    old = {name: value for name, value in record().items() if name != "activations"}
+    results.write(tmp_path / "old.json", old)
+    (found,) = [s for s in standings.standings(results.read_all(tmp_path)) if s.backend]
+    assert found.note == ""
+
+
 def test_one_seed_below_the_published_accuracy_misses_it():
     assert outcome(record(test=0.6214)) == "missed"
 

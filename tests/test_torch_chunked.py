@@ -53,6 +53,23 @@ def test_sum_of_products_is_that(R, K, J, N, dtype):
     )
 
 
+def test_sum_of_products_takes_rows_as_they_lie_in_memory():
+    """Cut from wider rows, and expanded, as the gradient of a sum is."""
+    rng = torch.Generator().manual_seed(0)
+    u, v = torch.randn(5, 128, generator=rng)[:, :64], torch.ones(1).expand(5, 32)
+    weight, other = (torch.randn(64, n, generator=rng) for n in (64, 32))
+    assert_close(sum_of_products(u, weight, v, other), u @ weight.t() + v @ other.t(), rtol=0, atol=1e-4)
+
+
+def test_an_empty_batch_has_empty_outputs_and_no_gradient():
+    layer = ptd.S5(64, 6, bidirectional=True)
+    leaves = ptd.initialize(layer, np.random.default_rng(0), init="legs")
+    params = {name: backend.asarray(value, "float32") for name, value in leaves.items()}
+    y, *gradients = outputs_and_gradients(layer, params, torch.zeros(0, 7, 64), torch.ones(1), True)
+    assert y.shape == (0, 7, 64)
+    assert not any(gradient.any() for gradient in gradients)
+
+
 def test_operator_passes_torchs_own_checks():
     shapes = ((1, 3, 2), (2, 1), (2, 4), (4, 2), (2, 2))
     rng = torch.Generator().manual_seed(0)

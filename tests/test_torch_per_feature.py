@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 FUSED = dataclasses.replace(KERNELS["cpu"], chunk_length=lambda layer, L: 16)
-PARTS = dataclasses.replace(FUSED, per_feature=None)
+PARTS = dataclasses.replace(FUSED, per_feature_chunks=None)
 LAYERS = {
     "s4d both ways": ptd.S4D(3, 8, bidirectional=True),
     "s4d, 17 modes": ptd.S4D(2, 17, conj_sym=False),
@@ -146,6 +146,18 @@ def test_operator_passes_torchs_own_checks(dense, state):
     arguments = [draw(R, 40, H), decay, *matrices, draw(H, D, R, 2, M) if state else None]
     arguments = [None if value is None else value.requires_grad_() for value in arguments]
     torch.library.opcheck(torch.ops.ptd.chunks.default, tuple(arguments))
+
+
+def test_final_state_alone_has_a_gradient_where_the_last_chunk_is_cut():
+    """Outputs that nobody used are as outputs with a gradient of zero."""
+    H, T, M, R = 2, 16, 3, 2
+    shapes = ((R, 40, H), (H, 2, M), (H, T, 2 * M), (H, 2 * M, T), (H, T, T))
+    arguments = [(0.3 * draw(*shape, seed=i)).requires_grad_() for i, shape in enumerate(shapes)]
+    y, final, _, _ = chunks(*arguments, None)
+    alone = torch.autograd.grad(final.sum(), arguments, retain_graph=True)
+    beside = torch.autograd.grad([final.sum(), y], arguments, [torch.ones(()), torch.zeros_like(y)])
+    for found, expected in zip(alone, beside, strict=True):
+        assert_close(found, expected)
 
 
 def test_a_second_derivative_is_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ NARROW = {torch.float32: 256, torch.bfloat16: 128}
 def mixing_chunks(u: Tensor, system: ChunkSystem) -> Array:
     """See ptd.kernels.Kernels.mixing_chunks."""
     *batch, n, K = u.shape
-    y, _ = chunked(u.reshape(-1, n, K), as_planes(system.decay), system.into, system.out, system.direct)
+    y, _ = chunked(u.reshape(math.prod(batch), n, K), as_planes(system.decay), system.into, system.out, system.direct)
     return y.view(*batch, n, K)
 
 
@@ -36,11 +37,11 @@ def chunked(u: Tensor, a: Tensor, into: Tensor, out: Tensor, direct: Tensor) -> 
     Returns:
         y (R, n, K) and, for the gradient, the states (R, n, D, 2, M).
     """
-    R, n, K = u.shape
+    (R, n, K), (width, M) = u.shape, (into.shape[-1], a.shape[-1])
     rows = u.reshape(R * n, K)
-    drive = (rows @ into.to(u.dtype)).view(R, n, -1, 2, a.shape[-1])
+    drive = (rows @ into.to(u.dtype)).view(R, n, width // (2 * M), 2, M)
     states, _, _ = walk(a, drive, None, exclusive=True)
-    y = sum_of_products(rows, direct.t(), states.view(R * n, -1), out.t())
+    y = sum_of_products(rows, direct.t(), states.view(R * n, width), out.t())
     return y.view(R, n, K), states
 
 
@@ -57,10 +58,11 @@ def chunked_adjoint(
     u: Tensor, states: Tensor, dy: Tensor, a: Tensor, into: Tensor, out: Tensor, direct: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of chunked by its arguments."""
-    rows, dy = u.reshape(-1, u.shape[-1]), dy.reshape(-1, u.shape[-1])
+    (R, n, K), width = u.shape, into.shape[-1]
+    rows, dy = u.reshape(R * n, K), dy.reshape(R * n, K)
     entering = (dy @ out.t().to(u.dtype)).view(states.shape)
     drive, _, grad_a = walk(a, entering, None, exclusive=True, before=states)
-    drive, states = (v.view(len(rows), -1) for v in (drive, states))
+    drive, states = (v.view(R * n, width) for v in (drive, states))
     du = sum_of_products(dy, direct, drive, into)
     grads = (rows.t() @ drive, states.t() @ dy, rows.t() @ dy)
     return du.view(u.shape), grad_a.sum((0, 1)), *(grad.to(a.dtype) for grad in grads)
@@ -139,5 +141,6 @@ def sum_of_products(u: Tensor, weight: Tensor, v: Tensor, other: Tensor) -> Tens
     if kernel_path(u.device) != "torch" and len(weight) <= NARROW.get(u.dtype, 0) and len(weight) % 64 == 0:
         from . import triton_products
 
-        return triton_products.sum_of_products(u, weight.contiguous(), v, other.contiguous())
+        # Rows may come expanded, as the gradient of a sum does, or cut from wider ones.
+        return triton_products.sum_of_products(*(x.contiguous() for x in (u, weight, v, other)))
     return (u @ weight.t()).addmm_(v, other.t())

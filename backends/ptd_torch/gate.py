@@ -29,7 +29,7 @@ def gated_sum(
     """
     from . import triton_gate
 
-    keep, z, bias, x = (v.contiguous() for v in (keep, z, bias, x))
+    keep, z, bias, x, lengths = (None if v is None else v.contiguous() for v in (keep, z, bias, x, lengths))
     return triton_gate.forward(keep, z, bias, x, key, lengths, rate, tied, moments)
 
 

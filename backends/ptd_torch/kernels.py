@@ -12,7 +12,7 @@ from ptd import convolution
 from ptd.arrays import Array, as_planes, from_planes
 from ptd.kernels import Kernels
 
-from .per_feature_chunks import per_feature
+from .per_feature_chunks import per_feature_chunks
 from .transforms import scan as scan_planes
 
 
@@ -77,7 +77,7 @@ _SHARED: dict[str, Any] = {
     "scan": scan,
     "carries": carries,
     "causal_convolution": causal_convolution,
-    "per_feature": per_feature,
+    "per_feature_chunks": per_feature_chunks,
     "activations": frozenset({"bfloat16", "float16"}),
 }
 

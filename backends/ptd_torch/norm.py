@@ -15,7 +15,7 @@ def column_moments(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Mean and variance (2, H), float32, of x (..., L, H) over batch and valid time; no gradient."""
     from . import triton_columns
 
-    return triton_columns.moments(x.contiguous(), lengths)
+    return triton_columns.moments(x.contiguous(), None if lengths is None else lengths.contiguous())
 
 
 @column_moments.register_fake

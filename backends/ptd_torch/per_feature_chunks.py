@@ -89,9 +89,9 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    _, decay, into, out, direct, x0 = inputs
+    u, decay, into, out, direct, x0 = inputs
     _, _, v, entering = output
-    ctx.has_x0 = x0 is not None
+    ctx.has_x0, ctx.length = x0 is not None, u.shape[1]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(v, entering)
     ctx.save_for_backward(v, decay, into, out, direct, entering)
@@ -100,8 +100,8 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None, *_: Any) -> tuple:
     v, decay, into, out, direct, entering = ctx.saved_tensors
     if grad_y is None:
-        R, L, H = v.shape[1], v.shape[2], v.shape[0]
-        grad_y = v.new_zeros((R, L, H))
+        H, R, _ = v.shape
+        grad_y = v.new_zeros((R, ctx.length, H))
     *grads, grad_x0 = chunks_adjoint(v, decay, into, out, direct, entering, grad_y.to(v.dtype), grad_final)
     return *grads, grad_x0 if ctx.has_x0 else None
 
@@ -109,8 +109,8 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None, *_: An
 chunks.register_autograd(_backward, setup_context=_setup_context)
 
 
-def per_feature(u: Tensor, system: ChunkSystem, state: Array | None) -> tuple[Tensor, Tensor] | None:
-    """The outputs and final states of ptd.kernels.Kernels.per_feature; None where the operator does not apply."""
+def per_feature_chunks(u: Tensor, system: ChunkSystem, state: Array | None) -> tuple[Tensor, Tensor] | None:
+    """See ptd.kernels.Kernels.per_feature_chunks."""
     if not _applies(u, system):
         return None
     *batch, L, H = u.shape

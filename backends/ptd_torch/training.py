@@ -135,7 +135,7 @@ class TorchLearner:
         return self._step(placed.rows(index))
 
     def _loss_of(self, inputs: Tensor, targets: Tensor, lengths: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        key = derived(self._steps, self._seed << 20)
+        key = derived(derived(self._steps, 0), self._seed)
         y, statistics = self._apply(inputs, key, lengths=lengths, training=Training(Dropout(key)))
         if targets.is_floating_point():
             return ((y - targets) ** 2).mean(), statistics

@@ -17,16 +17,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_products import dot
+from .triton_products import dot, precision
 
 #: Rows (sequences) of a program, its warps, and how many chunks ahead it loads.
 ROWS, WARPS, STAGES = 16, 4, 3
 
 #: The same of the program that sums up the gradients of the matrices, whose rows are chunks, and how many there are.
 PRODUCT_ROWS, PRODUCT_WARPS, PRODUCT_STAGES, PRODUCT_PROGRAMS = 32, 8, 2, 528
-
-#: How products of float32 round where TF32 is not allowed.
-PRECISE = "tf32x3"
 
 #: Programs that keep the device busy; fewer, and time is cut into segments.
 ENOUGH_PROGRAMS = 256
@@ -269,9 +266,8 @@ class Matrices:
     def constants(self) -> dict[str, bool | int | str]:
         """What the kernels are specialised to."""
         _, T, D, M = self.sizes
-        precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else PRECISE
         padded = max(16, triton.next_power_of_2(M))
-        return {"T": T, "K": padded, "DIRECTIONS": D, "DENSE": self.decay.ndim == 5, "PRECISION": precision}
+        return {"T": T, "K": padded, "DIRECTIONS": D, "DENSE": self.decay.ndim == 5, "PRECISION": precision()}
 
 
 def run(v: Tensor, matrices: Matrices, x0: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -231,7 +231,7 @@ def walk(
     x = torch.empty((R, n, D, 2, M), dtype=drive.dtype, device=drive.device)
     final = torch.empty((R, D, 2, M), dtype=a.dtype, device=a.device)
     if x.numel() == 0:
-        empty = None if before is None else (torch.zeros_like(a) if a.ndim == 4 else final.zero_())
+        empty = None if before is None else torch.zeros_like(a if a.ndim == 4 else final)
         return x, final.zero_() if x0 is None else final.copy_(x0), empty
     if segments is None:
         programs = triton.cdiv(R * M, LANES) * D

@@ -61,13 +61,9 @@ def output(case: Case, dtype: str, products: float = 0.0) -> Values:
 
 def state(case: Case, dtype: str, products: float = 0.0) -> Values:
     """The allowed error of the final state, of its shape."""
-    layer, runs, unit = (
-        case.layer,
-        [_run(case, which) for which in directions(case.layer)],
-        FACTOR * np.finfo(dtype).eps,
-    )
+    layer, unit, wide = case.layer, FACTOR * np.finfo(dtype).eps, THROUGH / 2 * products
+    runs = [_run(case, direction) for direction in directions(layer)]
     shape = (*case.u.shape[:-2], *layer.state_axes)
-    wide = THROUGH / 2 * products
     sizes = (unit * _anywhere(run, run.error + run.size) + wide * _anywhere(run, run.size) for run in runs)
     ends = [np.broadcast_to(size, shape) for size in sizes]
     joined = np.stack(ends, axis=len(case.u.shape[:-2])) if layer.bidirectional else ends[0]

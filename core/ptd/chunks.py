@@ -1,4 +1,4 @@
-"""The chunked view of a time-invariant diagonal layer: matrix products over T samples at once, one short scan.
+"""The chunked view of a time-invariant layer: matrix products over T samples at once, one short recurrence.
 
 With chunks of T samples, the state that enters chunk c obeys a recurrence T times shorter than the sequence, and all
 else is a product with a fixed real matrix:
@@ -7,8 +7,8 @@ else is a product with a fixed real matrix:
     y_{cT+i} = w Re(C Lambda_bar^(i+1) x_{c-1}) + sum_{j<=i} K_{i-j} u_{cT+j},  K_l = w Re(C Lambda_bar^l B_bar)
                          ("out")                              ("direct")
 
-A right-to-left run mirrors it, and shares the direct product with the left-to-right one. States are real planes
-(2, M) of real and imaginary parts.
+With A_bar for Lambda_bar the same holds of a system that is not diagonal. A right-to-left run mirrors it, and shares
+the direct product with the left-to-right one. States are real planes (2, M) of real and imaginary parts.
 """
 
 from __future__ import annotations

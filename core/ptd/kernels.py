@@ -38,7 +38,7 @@ class Kernels:
     #: The chunked form of layers with a system per feature in one, if there is one: from u (..., L, H), a
     #: chunks.ChunkSystem and a state as planes (H, ..., 2, M) or None, to y and the final states (H, ..., D, 2, M) over
     #: whole chunks; None where it does not apply, and the parts are run one by one.
-    per_feature: Callable[..., tuple[Array, Array] | None] | None = None
+    per_feature_chunks: Callable[..., tuple[Array, Array] | None] | None = None
     #: The chunked form of S5 from rest as a whole, if there is one: from chunks (..., n, T H) and their ChunkSystem to
     #: outputs (..., n, T H).
     mixing_chunks: Callable[..., Array] | None = None

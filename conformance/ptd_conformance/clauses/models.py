@@ -76,7 +76,7 @@ def same_precision(subject: str, dtype: str, products: Products = FULL, **call: 
     return wide.astype(np.float64), allowed
 
 
-#: Leaves that are no factors of products with activations: the recurrence's and those of norms.
+#: Leaves that no product with activations has as a factor: those of the recurrence.
 EXACT = ("Lambda_re", "Lambda_im", "P_re", "P_im", "log_step")
 
 
@@ -85,8 +85,8 @@ def spoiled(values: dict[str, NDArray], eps: float, seed: int) -> dict[str, NDAr
     rng, kept = np.random.default_rng(seed), {}
     for name, value in values.items():
         signs = rng.choice([-1.0, 1.0], value.shape)
-        exact = name.split(".")[-1] in EXACT or is_statistic(name) or value.dtype.kind != "f"
-        kept[name] = value if exact else value * (1 + eps * signs).astype(value.dtype)
+        stays = name.split(".")[-1] in EXACT or is_statistic(name) or value.dtype.kind != "f"
+        kept[name] = value if stays else value * (1 + eps * signs).astype(value.dtype)
     return kept
 
 

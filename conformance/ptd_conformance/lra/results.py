@@ -99,7 +99,8 @@ def read(path: Path) -> Record:
     if not known or missing:
         got = ", ".join(sorted(missing)) + " missing" if missing else "another format, task or state"
         raise ValueError(f"{path.name}: expected the record of a run, got {got}; copy it again")
-    return record
+    # Records from before activations could be narrower have none of that name.
+    return {"activations": "float32"} | record
 
 
 def read_all(folder: Path) -> list[Record]:

@@ -86,7 +86,7 @@ class Run:
             own["seed"],
             folder,
             epochs=own["epochs"],
-            activations=own["activations"],
+            activations=own.get("activations"),  # missing from runs before it could be chosen
         )
         run.restore()
         run._take_best()

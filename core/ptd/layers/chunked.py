@@ -70,8 +70,8 @@ class ChunkedLayer(Layer):
         system = self.chunk_system(params, signal, T)
         state = None if x0 is None else self.state_planes(x0)
         inside = return_state and (signal.lengths is not None or signal.u.shape[-2] % T != 0)
-        if kernels.per_feature is not None and len(self.state_axes) == 2 and not inside:
-            found = kernels.per_feature(signal.u, system, state)
+        if kernels.per_feature_chunks is not None and len(self.state_axes) == 2 and not inside:
+            found = kernels.per_feature_chunks(signal.u, system, state)
             if found is not None:
                 ends = [self.from_state_planes(found[1][..., d, :, :]) for d in range(len(self._C_names()))]
                 return found[0], self._joined(ends) if return_state else None

@@ -185,8 +185,7 @@ class Layer:
             step_scale: factor on the step size: a number (another sampling rate), or (..., L) or (L,), one per
                 sample (irregular sampling). Positive.
             return_state: also return the final state.
-            form: "scan", "convolution" or, for diagonal layers, "chunked"; by default the fastest that supports the
-                call.
+            form: of forms, "scan", "convolution" or "chunked"; by default the fastest that supports the call.
             kernels: the table of kernels to run on.
 
         Returns:
@@ -288,7 +287,7 @@ class Layer:
     def chunked(
         self, params: Parameters, signal: sequences.Signal, x0: Array | None, return_state: bool, kernels: Kernels
     ) -> tuple[Array, Array | None]:
-        """Output of all directions with D, and the final state where asked for, by chunks (diagonal layers)."""
+        """Output of all directions with D, and the final state where asked for, by chunks; see ChunkedLayer."""
         raise NotImplementedError
 
     # --- shared parts ------------------------------------------------------------------------------------------
