@@ -169,12 +169,11 @@ class TorchLearner:
         key: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """A block, from the moments of its input, where its norm takes them, to those of its output."""
-        call: dict[str, Any] = {"lengths": lengths, "noise": noise, "run": self._backend.apply}
+        call: dict[str, Any] = {"lengths": lengths, "noise": noise}
         if key is None:
-            return *self._model.block(0, leaves, x, training=None, **call), None
+            return *self._model.block(0, leaves, x, training=None, run=self._backend.apply, **call), None
         training, fused = Training(Dropout(key)), parts(self._model, x, self._fused)
-        if fused:
-            call["run"] = functools.partial(self._backend.apply, fused=fused)
+        call["run"] = functools.partial(self._backend.apply, fused=fused)
         passes = Passes(self._model, training, known, lengths)
         x, statistics = self._model.block(0, leaves, x, training=training, **call, **passes.of(fused))
         return x, statistics, passes.found
