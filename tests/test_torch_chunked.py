@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 import ptd
+import ptd_torch.chunked as operator
 from ptd_torch import backend
 from ptd_torch.chunked import chunked, sum_of_products
 
@@ -23,7 +24,9 @@ def outputs_and_gradients(layer, params, u, upstream, fused):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("L", [1, 23])
-def test_fused_layer_equals_layer(bidirectional, L):
+def test_fused_layer_equals_layer(bidirectional, L, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(operator, "chunked", lambda u, *rest: shapes.append(u.shape) or chunked(u, *rest))
     layer = ptd.S5(64, 6, bidirectional=bidirectional)
     leaves = ptd.initialize(layer, np.random.default_rng(0), init="legs")
     params = {name: backend.asarray(value, "float64") for name, value in leaves.items()}
@@ -31,6 +34,7 @@ def test_fused_layer_equals_layer(bidirectional, L):
     plain, fused = (outputs_and_gradients(layer, params, u, torch.ones(1, dtype=u.dtype), how) for how in (False, True))
     for expected, found in zip(plain, fused, strict=True):
         assert_close(found, expected)
+    assert len(shapes) == 1
 
 
 @pytest.mark.parametrize(("R", "K", "J", "N"), [(5, 64, 32, 64), (130, 128, 40, 128), (3, 192, 7, 192)])
