@@ -20,7 +20,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 B, L = 3, 45
-LENGTHS = pytest.mark.parametrize("lengths", [None, torch.tensor([45, 0, 17])], ids=["whole", "lengths"])
+# Lengths that do not lie side by side, as a column of a table.
+COLUMN = torch.tensor([[45, 1], [0, 1], [17, 1]])[:, 0]
+LENGTHS = pytest.mark.parametrize("lengths", [None, COLUMN], ids=["whole", "lengths"])
 
 
 @pytest.fixture(autouse=True)

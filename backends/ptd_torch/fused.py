@@ -26,6 +26,9 @@ WIDEST = {
     torch.bfloat16: {"chunks": 512, "states": 0, "norm": 0, "gate": 512},
 }
 
+#: torch 2.11 compiles the gradient of an autograd.Function from zeros in place of what comes in; 2.13 does it right.
+COMPILES_FUNCTIONS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
+
 #: Widths are a multiple of this: tiles are not masked over features.
 TILE = 64
 
@@ -50,7 +53,7 @@ def parts(model: SequenceModel, x: Tensor, wanted: Collection[str] | None = None
     here = {
         "chunks": True,
         "states": True,
-        "norm": model.norm == "batch" and model.prenorm,
+        "norm": COMPILES_FUNCTIONS and model.norm == "batch" and model.prenorm,
         "gate": model.residual and model.activation != "gelu",
     }
     return frozenset(name for name in wanted if here[name])

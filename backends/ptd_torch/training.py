@@ -98,12 +98,12 @@ class TorchLearner:
 
     def evaluate(self, placed: Placed, indices: NDArray[np.integer], batch: int) -> NDArray[np.float32]:
         """See ptd.contract.Learner."""
-        parts = []
+        outputs = []
         with torch.no_grad():
             for index in batches(indices, batch):
                 rows = placed.rows(torch.as_tensor(index, device=self._device))
-                parts.append(self._outputs_of(rows.inputs, rows.lengths, None))
-        return torch.cat(parts)[: len(indices)].cpu().numpy()
+                outputs.append(self._outputs_of(rows.inputs, rows.lengths, None))
+        return torch.cat(outputs)[: len(indices)].cpu().numpy()
 
     def snapshot(self) -> dict[str, NDArray]:
         """See ptd.contract.Learner."""
@@ -183,10 +183,10 @@ class TorchLearner:
         factor = self._schedule(self._steps.to(torch.float32))
         done = self._steps.to(torch.float32)
         for group, names in self._groups.items():
-            parts = [[source[name] for name in names] for source in (self._leaves, grads, self._moments, self._squares)]
+            sources = (self._leaves, grads, self._moments, self._squares)
             steps = [done.clone() for _ in names]
             torch._fused_adamw_(
-                *parts, [], [step.add_(1) for step in steps],
+                *([source[name] for name in names] for source in sources), [], [step.add_(1) for step in steps],
                 lr=factor * group.lr, beta1=0.9, beta2=0.999, weight_decay=group.weight_decay, eps=1e-8,
                 amsgrad=False, maximize=False,
             )  # fmt: skip
@@ -228,8 +228,8 @@ class TorchLearner:
         return {name: self._leaves[name] for name in names}
 
     def _state(self) -> dict[str, Tensor]:
-        parts = {"leaves": self._leaves, "moments": self._moments, "squares": self._squares}
-        return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()} | {
+        state = {"leaves": self._leaves, "moments": self._moments, "squares": self._squares}
+        return {f"{part}.{name}": value for part, values in state.items() for name, value in values.items()} | {
             "steps": self._steps
         }
 

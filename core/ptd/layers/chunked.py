@@ -34,6 +34,12 @@ class ChunkedLayer(Layer):
         """Outputs (..., n, T, H) of chunks from their samples and the states that enter them."""
         raise NotImplementedError
 
+    def in_one(
+        self, u: Array, system: ChunkSystem, state: Array | None, kernels: Kernels
+    ) -> tuple[Array, Array] | None:
+        """Outputs of u (..., L, H) and the final states as planes, where one kernel runs all chunks; else None."""
+        return None
+
     def chunk_outputs(self, u: Array, system: ChunkSystem, kernels: Kernels) -> Array:
         """Outputs of chunks u (..., n, T, H) of a run from rest."""
         entering, _ = self.carries(system, self.into_states(u, system.into), None, kernels)
@@ -70,11 +76,10 @@ class ChunkedLayer(Layer):
         system = self.chunk_system(params, signal, T)
         state = None if x0 is None else self.state_planes(x0)
         inside = return_state and (signal.lengths is not None or signal.u.shape[-2] % T != 0)
-        if kernels.per_feature_chunks is not None and len(self.state_axes) == 2 and not inside:
-            found = kernels.per_feature_chunks(signal.u, system, state)
-            if found is not None:
-                ends = [self.from_state_planes(found[1][..., d, :, :]) for d in range(len(self._C_names()))]
-                return found[0], self._joined(ends) if return_state else None
+        found = None if inside else self.in_one(signal.u, system, state, kernels)
+        if found is not None:
+            ends = [self.from_state_planes(found[1][..., d, :, :]) for d in range(len(self._C_names()))]
+            return found[0], self._joined(ends) if return_state else None
         u = chunks.split(signal.u, T)
         if x0 is None and not return_state:
             return chunks.join(self.chunk_outputs(u, system, kernels), signal.u.shape[-2]), None

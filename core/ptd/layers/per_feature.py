@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .. import checks
 from ..arrays import Array, as_planes, astype, from_planes, imag, namespace, real, scale
 from ..chunks import ChunkSystem
+from ..kernels import Kernels
 from .chunked import ChunkedLayer
 
 
@@ -63,6 +64,11 @@ class PerFeatureLayer(ChunkedLayer):
         states = astype(xp.reshape(entering, (H, math.prod(batch), system.out.shape[1])), u)
         y = self._features_first(u) @ astype(system.direct, u) + states @ astype(system.out, u)
         return xp.moveaxis(xp.reshape(y, (H, *batch, T)), 0, -1)
+
+    def in_one(
+        self, u: Array, system: ChunkSystem, state: Array | None, kernels: Kernels
+    ) -> tuple[Array, Array] | None:
+        return None if kernels.per_feature_chunks is None else kernels.per_feature_chunks(u, system, state)
 
     def state_planes(self, x: Array) -> Array:
         planes = as_planes(x)
