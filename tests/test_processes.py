@@ -79,6 +79,12 @@ def test_new_worker_takes_over_after_a_death(tmp_path: Path) -> None:
     assert {r.clause for r in made["results"]} == {*FEW}
 
 
+def test_compilers_begin_first_where_no_time_is_known() -> None:
+    begun: list[str] = []
+    last(session.records(Here(*FULL), ("E1", "L1", "M9"), None, False, "", begun.append))
+    assert list(dict.fromkeys(what.split()[0] for what in begun)) == ["M9", "L1", "E1"]
+
+
 def test_backend_that_kills_its_process_while_loading_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"^backend: expected one that loads .* died with exit code 5; run without"):
         spread("dying_at_once:backend", 1)

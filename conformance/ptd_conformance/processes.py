@@ -145,7 +145,7 @@ class Worker:
         return f"died with exit code {self.process.exitcode}"
 
     def _cut(self, why: str) -> Done:
-        """The results until then, and the first trial that came to none, with more threads one of several, as failed."""
+        """The results until then, and as failed the first trial that came to none, of several under way with --jobs."""
         kept = self.results[: len(self.trials) - 1]
         trial = self.trials[len(kept)]
         failed = Result(self.clause, trial.subject, trial.dtype, Outcome.FAIL, reason=f"the worker {why}")

@@ -14,6 +14,9 @@ from .processes import Processes
 from .products import PRODUCTS
 from .runner import Begin, Here, Trial, trials_of
 
+#: Seconds a trial takes, roughly, by what it needs (measured with torch on a CPU), and one that needs none of these.
+ROUGHLY, BRIEFLY = {"compilation": 2.0, "training": 1.0, "gradients": 0.25}, 0.1
+
 
 def records(
     runner: Here | Processes, clauses: Iterable[str], path: Path | None, resume: bool, note: str, begin: Begin
@@ -60,11 +63,13 @@ def _trials(clause: str, head: record.Record) -> list[Trial]:
 
 
 def _longest_first(chosen: dict[str, list[Trial]], old: record.Record | None) -> dict[str, list[Trial]]:
-    """The clauses by their times in an earlier run, one second per trial without: what is long begins early."""
+    """The clauses by their times in an earlier run, or roughly: what is long begins early."""
     known = record.clauses(old) if old else {}
 
     def seconds(clause: str) -> float:
         measured = known.get(clause, Done(clause, (), None)).seconds
-        return len(chosen[clause]) if measured is None else measured
+        if measured is not None:
+            return measured
+        return len(chosen[clause]) * ROUGHLY.get(CLAUSES[clause].needs or "", BRIEFLY)
 
     return {clause: chosen[clause] for clause in sorted(chosen, key=seconds, reverse=True)}
