@@ -85,7 +85,11 @@ def test_compilers_begin_first_where_no_time_is_known() -> None:
     assert list(dict.fromkeys(what.split()[0] for what in begun)) == ["M9", "L1", "E1"]
 
 
-def test_backend_that_kills_its_process_while_loading_is_one_line() -> None:
+def test_backend_that_kills_its_process_while_loading_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dying_at_once.py").write_text("import os\n\nos._exit(5)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ValueError, match=r"^backend: expected one that loads .* died with exit code 5; run without"):
         spread("dying_at_once:backend", 1)
 
