@@ -69,7 +69,7 @@ def test_an_empty_batch_has_empty_outputs_and_no_gradient():
     layer = ptd.S5(64, 6, bidirectional=True)
     leaves = ptd.initialize(layer, np.random.default_rng(0), init="legs")
     params = {name: backend.asarray(value, "float32") for name, value in leaves.items()}
-    y, *gradients = outputs_and_gradients(layer, params, torch.zeros(0, 7, 64), torch.ones(1), True)
+    y, *gradients = outputs_and_gradients(layer, params, torch.zeros(0, 7, 64), torch.ones(1), ("chunks",))
     assert y.shape == (0, 7, 64)
     assert not any(gradient.any() for gradient in gradients)
 

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+#: Seconds that a clause in a process of its own may take if --limit says nothing else.
+LIMIT = 1800.0
 
 
 def conformance(
     backend: Annotated[str | None, typer.Option(help="a registered backend, or module:object")] = None,
     products: Annotated[str, typer.Option(help="full; fast, as TF32; bfloat16, models' activations")] = "full",
     only: Annotated[list[str] | None, typer.Option(help="clause ids to run, for example L1; all by default")] = None,
-    json: Annotated[Path | None, typer.Option(help="write the record of the run to this file")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="write the record of the run to this file, clause by clause")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="go on with the record in --json: run the clauses it lacks")] = False,
     note: Annotated[str, typer.Option(help="what was special about the run, for the report")] = "",
     jobs: Annotated[int, typer.Option(help="threads; pays where a compiler that releases the lock dominates")] = 1,
+    processes: Annotated[int, typer.Option(help="worker processes for the clauses; 0 runs them in this one")] = 0,
+    limit: Annotated[
+        float | None, typer.Option(help=f"seconds a clause may take with --processes; {LIMIT:g} by default")
+    ] = None,
     lra: Annotated[bool, typer.Option(help="check the recorded Long Range Arena accuracies instead")] = False,
     results: Annotated[Path, typer.Option(help="the records that --lra checks")] = Path("conformance/results/lra"),
 ) -> None:
@@ -27,49 +38,66 @@ def conformance(
     if backend is None:
         raise ValueError("backend: expected a backend, got none; pass --backend NAME, or --lra for recorded accuracies")
 
+    _check(resume and json is None, "resume", "a record to go on with", "none", "pass --json FILE")
+    _check(jobs < 1, "jobs", "threads, 1 or more", jobs)
+    _check(processes < 0, "processes", "worker processes, or 0", processes)
+    _check(limit is not None and not processes, "limit", "worker processes to hold to it", 0, "pass --processes N")
+    _check(limit is not None and not limit > 0, "limit", "seconds, above 0", limit)
+
     from rich.console import Console
     from rich.progress import Progress
 
-    import ptd
     from ptd import checks
 
-    from . import record, report
-    from .bench import Bench
-    from .clause import CLAUSES
-    from .outcome import Outcome, Result
+    from . import record, report, session
     from .products import PRODUCTS
-    from .runner import Trial, run, trials
+    from .runner import CLAUSES
 
-    found, console = ptd.backend(backend), Console()
     for clause in only or ():
         checks.choice("only", clause, CLAUSES)
     checks.choice("products", products, PRODUCTS)
-    rounded = PRODUCTS[products]
-    if rounded.activations and rounded.activations not in found.kernels.activations:
-        raise ValueError(
-            f"products: expected full or fast for {found.name}, got {products}; it has no such activations"
-        )
-    chosen = [trial for trial in trials(found, rounded) if not only or trial.clause.id in only]
-    benches = {dtype: Bench(found, dtype, rounded) for dtype in found.dtypes}
-    start = time.perf_counter()
-    with Progress(console=console, transient=True) as progress, ThreadPoolExecutor(jobs) as pool:
-        task = progress.add_task(found.name, total=len(chosen))
+    clauses = [clause for clause in CLAUSES if PRODUCTS[products].covers(clause) and (not only or clause in only)]
+    console, made = Console(), {}
+    with (
+        _runner((backend, products, jobs), min(processes, len(clauses)), limit or LIMIT) as runner,
+        Progress(console=console, transient=True) as progress,
+    ):
+        task = progress.add_task(backend, total=len(clauses))
 
-        def one(trial: Trial) -> Result:
-            result = run(trial, benches[trial.dtype])
-            progress.update(task, advance=1, description=f"{found.name} {trial.clause.id} {trial.subject}")
-            return result
+        def begin(what: str) -> None:
+            progress.update(task, description=f"{backend} {what}")
 
-        results = list(pool.map(one, chosen))
-    made = record.of(found, results, time.perf_counter() - start, note, rounded)
-    if json:
-        record.write(json, made)
-    report.print_table(console, [made | {"results": results}])
-    for result in results:
-        if result.outcome is Outcome.FAIL:
-            text = CLAUSES[result.clause].text
-            console.print(f"[red]FAIL[/] {result.clause} {result.subject} {result.dtype}: {text} {result.reason}")
-    sys.exit(any(result.outcome is Outcome.FAIL for result in results))
+        for made in session.records(runner, clauses, json, resume, note, begin):
+            progress.update(task, completed=len({row["clause"] for row in made["results"]} & {*clauses}))
+    found = record.parsed(made)
+    report.print_table(console, [found])
+    sys.exit(_print_failures(console, found["results"]))
+
+
+def _check(wrong: bool, argument: str, expected: str, got: object, remedy: str = "") -> None:
+    from ptd import checks
+
+    if wrong:
+        raise checks.fail(argument, expected, got, remedy)
+
+
+def _runner(arguments: tuple[str, str, int], processes: int, limit: float) -> AbstractContextManager[Any]:
+    from .processes import Processes
+    from .runner import Here
+
+    return Processes(arguments, processes, limit) if processes else contextlib.nullcontext(Here(*arguments))
+
+
+def _print_failures(console: Any, results: Iterable[Any]) -> int:
+    """Print what failed; 1 if anything did."""
+    from .outcome import Outcome
+    from .runner import CLAUSES
+
+    failed = [result for result in results if result.outcome is Outcome.FAIL]
+    for result in failed:
+        text = CLAUSES[result.clause].text
+        console.print(f"[red]FAIL[/] {result.clause} {result.subject} {result.dtype}: {text} {result.reason}")
+    return int(bool(failed))
 
 
 def _check_accuracies(folder: Path) -> int:

@@ -45,6 +45,15 @@ class Result:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Done:
+    """A clause that has run: its results in the order of its trials, and the sum of their times in seconds."""
+
+    clause: str
+    results: tuple[Result, ...]
+    seconds: float | None
+
+
 def compare(label: str, actual: NDArray, expected: NDArray, allowed: NDArray | float) -> Measurement:
     """The largest |actual - expected| / allowed; infinite for NaN, wrong shapes, or any error where none is allowed."""
     actual, expected = np.asarray(actual), np.asarray(expected)

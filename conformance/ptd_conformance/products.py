@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from ptd import checks
 from ptd.contract import Backend
 
 
@@ -52,3 +53,16 @@ PRODUCTS = {
     )
 }
 FULL = PRODUCTS["full"]
+
+
+def chosen(name: str, backend: Backend) -> Products:
+    """Products by name, for a backend.
+
+    Raises:
+        ValueError: no products of that name, or the backend has no such activations.
+    """
+    checks.choice("products", name, PRODUCTS)
+    found = PRODUCTS[name]
+    if found.activations and found.activations not in backend.kernels.activations:
+        raise ValueError(f"products: expected full or fast for {backend.name}, got {name}; it has no such activations")
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,33 @@ from ptd import SPEC_VERSION
 from ptd.contract import Backend
 from ptd.parameters import replace_file
 
-from .outcome import Measurement, Outcome, Result
+from .clause import CLAUSES
+from .outcome import Done, Measurement, Outcome, Result
 from .products import FULL, Products
 
 Record = dict[str, Any]
+
+
+#: What a run must share with a record to go on with it. The specification's version is held by read.
+SAME = ("backend", "device", "versions", "products")
 
 
 def of(
     backend: Backend, results: Iterable[Result], seconds: float, note: str = "", products: Products = FULL
 ) -> Record:
     """The record of a run: what ran where, in which versions and settings, and every result."""
+    return head(backend, products) | _body(results, seconds, note)
+
+
+def of_clauses(head: Record, done: Mapping[str, Done], seconds: float, note: str = "") -> Record:
+    """The record of the clauses that have run, in whatever order, with the time of each."""
+    suite = [done[clause] for clause in CLAUSES if clause in done]
+    times = {each.clause: round(each.seconds, 3) for each in suite if each.seconds is not None}
+    return head | {"clause seconds": times} | _body([r for each in suite for r in each.results], seconds, note)
+
+
+def head(backend: Backend, products: Products = FULL) -> Record:
+    """What runs where, in which versions and settings."""
     return {
         "spec": SPEC_VERSION,
         "backend": backend.name,
@@ -33,11 +50,36 @@ def of(
         "unsupported": dict(backend.unsupported),
         "products": products.name,
         "not run": dict(backend.not_run),
+    }
+
+
+def _body(results: Iterable[Result], seconds: float, note: str) -> Record:
+    return {
         "note": note,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seconds": round(seconds, 1),
         "results": [_row(result) for result in results],
     }
+
+
+def clauses(record: Record) -> dict[str, Done]:
+    """The clauses that a record, as read gives it, has results of."""
+    found: dict[str, list[Result]] = {}
+    for result in record["results"]:
+        found.setdefault(result.clause, []).append(result)
+    times = record.get("clause seconds", {})
+    return {clause: Done(clause, tuple(results), times.get(clause)) for clause, results in found.items()}
+
+
+def check_same(record: Record, head: Record) -> None:
+    """Raise unless a run with this head may go on with a record: ValueError, one line that says what differs."""
+    if differing := [name for name in SAME if record[name] != head[name]]:
+        ours, theirs = (", ".join(f"{name} {_words(made[name])}" for name in differing) for made in (head, record))
+        raise ValueError(f"resume: expected a record of {ours}, got one of {theirs}; write to another file with --json")
+
+
+def _words(value: Any) -> str:
+    return " ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else str(value)
 
 
 def write(path: Path, record: Record) -> None:
@@ -55,15 +97,19 @@ def read(path: Path) -> Record:
     """
     try:
         record = json.loads(path.read_text())
-        spec = record["spec"]
-        results = [_result(row) for row in record["results"]]
+        spec, read = record["spec"], parsed(record)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"path: expected a conformance record, got {path.name}: {error}; run the suite again"
         ) from error
     if spec != SPEC_VERSION:
         raise ValueError(f"path: expected spec {SPEC_VERSION}, got {path.name} of spec {spec}; run the suite again")
-    return {"products": FULL.name} | record | {"results": results}
+    return read
+
+
+def parsed(record: Record) -> Record:
+    """A record with its rows as results."""
+    return {"products": FULL.name} | record | {"results": [_result(row) for row in record["results"]]}
 
 
 def _row(result: Result) -> Record:
