@@ -63,6 +63,12 @@ def test_a_record_from_before_activations_could_be_narrower_is_of_float32(tmp_pa
     assert found.note == ""
 
 
+def test_a_run_under_way_says_how_far_it_came():
+    under_way = record(state="running", test=None, best={"epoch": 26, "validation": 0.8848})
+    (found,) = [s for s in standings.standings([under_way]) if s.backend]
+    assert (found.outcome, found.note) == ("running", "best validation so far 88.48, epoch 26 of 40")
+
+
 def test_one_seed_below_the_published_accuracy_misses_it():
     assert outcome(record(test=0.6214)) == "missed"
 

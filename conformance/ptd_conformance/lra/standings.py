@@ -81,6 +81,11 @@ def _standing(key: tuple[str, str, str, str], group: list[Record], published: di
     outcome = _outcome(group, counted, target)
     narrower = {r["activations"] for r in group} - {"float32"}
     notes = [published["notes"].get(f"{task} {ran}", ""), *(f"{dtype} activations" for dtype in sorted(narrower))]
+    notes += [
+        f"best validation so far {100 * r['best']['validation']:.2f}, epoch {r['best']['epoch']} of {r['epochs']}"
+        for r in group
+        if r["state"] == "running" and r.get("best")
+    ]
     notes += [r.get("note", "") for r in group]
     hours = sum(r.get("training_seconds", 0) for r in group) / 3600
     return Standing(*key, target, counted, outcome, hours, "; ".join(dict.fromkeys(filter(None, notes))))
