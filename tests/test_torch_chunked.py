@@ -65,11 +65,14 @@ def test_sum_of_products_takes_rows_as_they_lie_in_memory():
     assert_close(sum_of_products(u, weight, v, other), u @ weight.t() + v @ other.t(), rtol=0, atol=1e-4)
 
 
-def test_an_empty_batch_has_empty_outputs_and_no_gradient():
+@pytest.mark.parametrize("how", ["chunks", "states"])
+def test_an_empty_batch_has_empty_outputs_and_no_gradient(how, monkeypatch):
+    one = dataclasses.replace(kernels.KERNELS["cpu"], chunk_length=lambda layer, L: 1)
+    monkeypatch.setitem(kernels.KERNELS, "cpu", one)
     layer = ptd.S5(64, 6, bidirectional=True)
     leaves = ptd.initialize(layer, np.random.default_rng(0), init="legs")
     params = {name: backend.asarray(value, "float32") for name, value in leaves.items()}
-    y, *gradients = outputs_and_gradients(layer, params, torch.zeros(0, 7, 64), torch.ones(1), ("chunks",))
+    y, *gradients = outputs_and_gradients(layer, params, torch.zeros(0, 7, 64), torch.ones(1), (how,))
     assert y.shape == (0, 7, 64)
     assert not any(gradient.any() for gradient in gradients)
 

@@ -113,6 +113,7 @@ class JaxBackend(PortableBackend):
         params: Mapping[str, NDArray],
         optimizer: Optimizer,
         seed: int,
+        *,
         activations: str | None = None,
     ) -> Any:
         from .training import JaxLearner

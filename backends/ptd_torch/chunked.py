@@ -94,7 +94,7 @@ chunked.register_autograd(_backward, setup_context=_setup_context)
 def both_ways(Lambda_bar: Array, drive: Tensor, directions: int) -> Tensor:
     """See ptd.kernels.Kernels.both_ways."""
     *batch, L, _, M = drive.shape
-    states = states_both_ways(as_planes(Lambda_bar), drive.reshape(-1, L, 2, M), directions)
+    states = states_both_ways(as_planes(Lambda_bar), drive.reshape(math.prod(batch), L, 2, M), directions)
     return states.view(*batch, L, directions, 2, M)
 
 

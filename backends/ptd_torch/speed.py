@@ -16,6 +16,7 @@ from ptd.layers import Layer
 from ptd.speed import TRAINING_STEPS, Figure, median_seconds
 
 from . import TorchBackend
+from .graphs import captured
 from .scan import scan
 
 GIB = 2**30
@@ -135,7 +136,8 @@ def _layer_figure(
     with backend.fast_products():
         run()
         first = time.perf_counter() - begin
-        seconds = _seconds(backend, replayed(run))
+        # As whole training steps are: what the host takes for single operators is not in it.
+        seconds = _seconds(backend, captured(run)[0].replay)
     return Figure(
         f"{layer.kind} forward + backward {B} x {layer.d_model} x {L}, TF32 products",
         seconds,
@@ -145,20 +147,6 @@ def _layer_figure(
         gibibytes=torch.cuda.max_memory_allocated() / GIB,
         note=f"first call {first:.0f} s; as one CUDA graph",
     )
-
-
-def replayed(run: Callable[[], Any]) -> Callable[[], Any]:
-    """run as one CUDA graph, as whole training steps are: what the host takes for single operators is not in it."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
 
 
 def layer_run(backend: TorchBackend, layer: Layer, B: int, L: int) -> Callable[[], Any]:

@@ -12,6 +12,7 @@ from ptd import checks
 from ptd.layers import Layer
 from ptd.model import SequenceModel
 
+from .graphs import captured
 from .modules import Module
 
 
@@ -94,15 +95,7 @@ class Stepper:
     def _capture(self, u_k: Tensor) -> tuple[Any, Tensor, Tensor]:
         """The graph of a step; what the steps that warm it up do to the states is undone."""
         kept, taken = [value.clone() for value in self._states], u_k.clone()
-        stream = torch.cuda.Stream(u_k.device)
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._run(taken)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = self._run(taken)
+        graph, output = captured(lambda: self._run(taken))
         for value, before in zip(self._states, kept, strict=True):
             value.copy_(before)
         return graph, taken, output

@@ -23,6 +23,7 @@ from ptd.whole_sets import Placed, as_set, batches
 from .compilation import compiled as compile_once
 from .dropout import Dropout, derived
 from .fused import Passes, parts
+from .graphs import captured
 from .norm import column_moments
 
 
@@ -207,15 +208,7 @@ class TorchLearner:
         """A graph of one step on rows of a data set; the steps that warm it up are undone."""
         kept = {name: value.detach().clone() for name, value in self._state().items()}
         index = index.clone()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._indexed(placed, index)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            loss = self._indexed(placed, index)
+        graph, loss = captured(lambda: self._indexed(placed, index))
         with torch.no_grad():
             for name, value in self._state().items():
                 value.copy_(kept[name])

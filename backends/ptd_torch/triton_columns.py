@@ -20,6 +20,13 @@ FEATURES, PARTS = 8, 1024
 
 
 @triton.jit
+def placed(tile, R, H, columns, BM: tl.constexpr):
+    """The rows of a tile, whether each is one of R, and where its elements lie."""
+    rows = tile * BM + tl.arange(0, BM)
+    return rows, (rows < R)[:, None], rows.to(tl.int64)[:, None] * H + columns[None, :]
+
+
+@triton.jit
 def valid_rows(rows, lengths, R, L):
     """Which rows count: those within the length of their sequence."""
     valid = rows < R
@@ -59,9 +66,8 @@ def _moments(
     apart = tl.zeros((BM, BN), tl.float32)
     count = tl.zeros((BM,), tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
-        rows = tile * BM + tl.arange(0, BM)
-        here = rows.to(tl.int64)[:, None] * H + columns[None, :]
-        t = tl.load(x + here, mask=(rows < R)[:, None], other=0.0).to(tl.float32)
+        rows, live, here = placed(tile, R, H, columns, BM)
+        t = tl.load(x + here, mask=live, other=0.0).to(tl.float32)
         mean, apart, count = joined(t, valid_rows(rows, lengths, R, L), mean, apart, count)
     store_moments(mean, apart, count, means, squares, counts, columns, H)
 
@@ -102,9 +108,7 @@ def _norm_sums(
     plain = tl.zeros((BM, BN), tl.float32)
     product = tl.zeros((BM, BN), tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
-        rows = tile * BM + tl.arange(0, BM)
-        live = (rows < R)[:, None]
-        here = rows.to(tl.int64)[:, None] * H + columns[None, :]
+        _, live, here = placed(tile, R, H, columns, BM)
         d = tl.load(dy + here, mask=live, other=0.0).to(tl.float32)
         plain += d
         product += d * (tl.load(x + here, mask=live, other=0.0).to(tl.float32) - mean[None, :])
@@ -127,7 +131,7 @@ def grid(R: int, H: int) -> tuple[tuple[int, int], dict[str, int]]:
 
 def moments(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Mean and variance (2, H), float32, of x (..., L, H), contiguous, over batch and valid time."""
-    R, L, H = _sizes(x)
+    R, L, H = sizes(x)
     programs, tile = grid(R, H)
     parts = moment_parts(x, programs[0])
     _moments[programs](x, lengths, *parts, R, L, **tile)
@@ -160,13 +164,13 @@ def total(parts: Tensor) -> Tensor:
 
 def norm_sums(dy: Tensor, x: Tensor, moments: Tensor, epsilon: float) -> Tensor:
     """Sums (2, H) over rows of dy and of dy (x - mean) / sqrt(var + epsilon), of contiguous dy and x (..., L, H)."""
-    R, _, H = _sizes(x)
+    R, _, H = sizes(x)
     programs, tile = grid(R, H)
     parts = moments.new_empty((2, programs[0], H))
     _norm_sums[programs](dy, x, moments, parts, R, epsilon, **tile)
     return total(parts)
 
 
-def _sizes(x: Tensor) -> tuple[int, int, int]:
+def sizes(x: Tensor) -> tuple[int, int, int]:
     """R rows, L of them a sequence, and H features."""
     return x.numel() // x.shape[-1], x.shape[-2], x.shape[-1]

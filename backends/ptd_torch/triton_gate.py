@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import triton_columns
-from .triton_columns import joined, store_moments, valid_rows
+from .triton_columns import joined, placed, store_moments, valid_rows
 
 
 @triton.jit
@@ -46,9 +46,7 @@ def _forward(
     apart = tl.zeros((BM, BN), tl.float32)
     count = tl.zeros((BM,), tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
-        rows = tile * BM + tl.arange(0, BM)
-        live = (rows < R)[:, None]
-        here = rows.to(tl.int64)[:, None] * H + columns[None, :]
+        rows, live, here = placed(tile, R, H, columns, BM)
         k = tl.load(keep + here, mask=live, other=0.0).to(tl.float32)
         gate = tl.load(z + here, mask=live, other=0.0).to(tl.float32)
         base = tl.load(x + here, mask=live, other=0.0).to(tl.float32)
@@ -71,9 +69,7 @@ def _backward(
     b = tl.load(bias + columns)[None, :]
     total = tl.zeros((BM, BN), tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
-        rows = tile * BM + tl.arange(0, BM)
-        live = (rows < R)[:, None]
-        here = rows.to(tl.int64)[:, None] * H + columns[None, :]
+        rows, live, here = placed(tile, R, H, columns, BM)
         d = tl.load(dout + here, mask=live, other=0.0).to(tl.float32)
         gate = tl.load(z + here, mask=live, other=0.0).to(tl.float32)
         k = tl.load(keep + here, mask=live, other=0.0).to(tl.float32)
@@ -94,7 +90,7 @@ def forward(
     rate: float, tied: bool, moments: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See ptd_torch.gate.gated_sum; its arguments are contiguous."""
-    R, L, H = z.numel() // z.shape[-1], z.shape[-2], z.shape[-1]
+    R, L, H = triton_columns.sizes(z)
     out = z.new_empty(z.shape)
     programs, tile = triton_columns.grid(R, H)
     parts = triton_columns.moment_parts(z, programs[0])
@@ -109,7 +105,7 @@ def backward(
     dout: Tensor, keep: Tensor, z: Tensor, bias: Tensor, key: Tensor | None, rate: float, tied: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients by keep, z and bias."""
-    R, L, H = z.numel() // z.shape[-1], z.shape[-2], z.shape[-1]
+    R, L, H = triton_columns.sizes(z)
     dkeep, dz = z.new_empty(z.shape), z.new_empty(z.shape)
     programs, tile = triton_columns.grid(R, H)
     sums = bias.new_empty((1, programs[0], H))

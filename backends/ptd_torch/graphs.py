@@ -1,0 +1,24 @@
+"""Work on a GPU as one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+def captured(run: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """A graph of run() and the result that its replays overwrite; run is called three times before, to warm up."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+    return graph, result
