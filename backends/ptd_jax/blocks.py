@@ -68,10 +68,10 @@ def apply(
     state = jnp.zeros(layer.state_shape(u.shape[:-2]), u.dtype) if state is None else state
     # Planes, the directions first: (D, ..., 2, P).
     starts = jnp.moveaxis(state if layer.bidirectional else state[..., None, :, :], (-3, -1), (0, -2))
-    into = beside(layer.input_rows(params, gain), 1)
+    into = _beside(layer.input_rows(params, gain), 1)
     y, ends = params["D"] * signal.u if layer.skip else 0.0, []
     for name, x0, reverse in zip(("C", "C_reverse"), starts, (False, True), strict=False):
-        out = layer.weight * beside(jnp.conj(layer.complex_leaf(params, name)).T, 0)
+        out = layer.weight * _beside(jnp.conj(layer.complex_leaf(params, name)).T, 0)
         found, end = _run(Lambda_bar, into, out, signal.u, x0, T, reverse)
         y = y + found
         ends.append(end)
@@ -82,7 +82,7 @@ def apply(
     return y, end if layer.bidirectional else end[..., 0, :, :]
 
 
-def beside(x: Array, axis: int) -> Array:
+def _beside(x: Array, axis: int) -> Array:
     """The real and imaginary parts of x, one after the other along axis."""
     return jnp.concatenate([x.real, x.imag], axis=axis)
 

@@ -192,8 +192,8 @@ def chunk_length_by_pallas(layer: Any, L: int) -> int:
     """T where the GPU kernel runs the recurrence: the power of two that a training step should take least time with.
 
     By count, a sample moves its S = 2 D M state numbers 14/T times, at 3.5 TB/s, and takes 6 T H^2 operations in the
-    direct product, at 250 T/s (TF32 on an H200). With T = 1, and states after each sample, that product is not needed:
-    see ptd.kernels.Kernels.both_ways.
+    direct product, at 250 T/s (TF32 on an H200). With T = 1, and states after each sample, that product is not needed,
+    and both directions write and read one drive, so it is 13 times: see ptd.kernels.Kernels.both_ways.
     """
     if len(layer.state_axes) == 2:
         return chunks.chunk_length(layer, L)
