@@ -84,7 +84,8 @@ def time_by_kind(run: Callable[[], Any], times: int) -> str:
     for event in profile.events():
         if event.device_type == torch.autograd.DeviceType.CUDA:
             launches += 1
-            spent[next(kind for kind, pattern in KINDS.items() if pattern.search(event.name))] += event.device_time_total
+            kind = next(kind for kind, pattern in KINDS.items() if pattern.search(event.name))
+            spent[kind] += event.device_time_total
     parts = ", ".join(f"{kind} {us / times / 1e3:.2f}" for kind, us in spent.items())
     return f"ms on the device: {parts}; {launches / times:.0f} launches"
 
