@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from . import clauses
@@ -76,6 +77,11 @@ def cell(clause: Clause, record: Record) -> Cell:
     reason = next((result.reason for result in found if result.outcome is outcome and result.reason), "")
     asked = PRODUCTS[record["products"]].covers(clause.id)
     return Cell(outcome, max(ratios, default=None), reason, found, asked)
+
+
+def records_in(folder: Path) -> list[Path]:
+    """A folder's records, runs with narrower products after the one without: torch-h200 before torch-h200-fast."""
+    return sorted(folder.glob("*.json"), key=lambda file: file.stem)
 
 
 def families() -> Iterator[tuple[str, list[Clause]]]:
