@@ -9,8 +9,8 @@ from torch import Tensor
 from . import triton_columns
 from .triton_columns import placed
 
-#: Tiles a program has at once: one that adds up, the others on their way from memory. In bfloat16 one alone would be too
-#: few bytes in flight.
+#: Tiles a program has at once: one that adds up, the others on their way from memory. In bfloat16 one alone would
+#: be too few bytes in flight.
 STAGES = 3
 #: Features of a program that makes the factor; widths are a multiple of it.
 FEATURES = 64
