@@ -12,7 +12,7 @@ from ptd import checks
 from ptd.model import SequenceModel, Training
 
 from .gate import gated_sum
-from .norm import BatchNorm
+from .norm import batch_normalized
 from .scan import kernel_path
 
 #: What may run as kernels: S5's chunked form as one operator, the states of its chunks of one sample in place of that,
@@ -22,12 +22,9 @@ PARTS = ("chunks", "states", "norm", "gate")
 #: The widest H up to which each part is faster than the array code as compiled, by the dtype of activations. This is
 #: the one place that decides; 0 turns a part off. Measured on an H200, but for norm and states, which no GPU has timed.
 WIDEST = {
-    torch.float32: {"chunks": 512, "states": 0, "norm": 0, "gate": 512},
-    torch.bfloat16: {"chunks": 512, "states": 0, "norm": 0, "gate": 512},
+    torch.float32: {"chunks": 512, "states": 0, "norm": 512, "gate": 512},
+    torch.bfloat16: {"chunks": 512, "states": 0, "norm": 512, "gate": 512},
 }
-
-#: torch 2.11 compiles the gradient of an autograd.Function from zeros in place of what comes in; 2.13 does it right.
-COMPILES_FUNCTIONS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
 
 #: Widths are a multiple of this: tiles are not masked over features.
 TILE = 64
@@ -53,7 +50,7 @@ def parts(model: SequenceModel, x: Tensor, wanted: Collection[str] | None = None
     here = {
         "chunks": True,
         "states": True,
-        "norm": COMPILES_FUNCTIONS and model.norm == "batch" and model.prenorm,
+        "norm": model.norm == "batch" and model.prenorm,
         "gate": model.residual and model.activation != "gelu",
     }
     return frozenset(name for name in wanted if here[name])
@@ -89,7 +86,7 @@ class Passes:
     ) -> tuple[Tensor, ...]:
         """ptd.model.batch_norm from the known moments, which need no guess near them."""
         known: Any = self._known
-        return BatchNorm.apply(x, scale, bias, known, lengths), known[0], known[1]
+        return batch_normalized(x, scale, bias, known, lengths), known[0], known[1]
 
     def gated_sum(self, keep: Tensor, z: Tensor, bias: Tensor, x: Tensor) -> Tensor:
         """See SequenceModel.block."""

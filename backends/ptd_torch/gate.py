@@ -25,7 +25,7 @@ def gated_sum(
 
     Returns:
         out (..., L, H), and mean and variance (2, H), float32. Nothing differentiates through the moments:
-        ptd_torch.norm.BatchNorm gives them their gradient where they are used.
+        ptd_torch.norm gives them their gradient where they are used.
     """
     from . import triton_gate
 

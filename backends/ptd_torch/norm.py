@@ -1,4 +1,4 @@
-"""Batch norm from known moments: element-wise passes for the compiler, sums over rows as one operator, on Triton."""
+"""Batch norm from known moments: element-wise passes for the compiler, what they need per feature as operators."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptd.model import NORM_EPSILON, normalized
+from ptd import sequences
+from ptd.model import NORM_EPSILON
 
 
 @torch.library.custom_op("ptd::column_moments", mutates_args=())
@@ -23,43 +24,77 @@ def _(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x.new_empty((2, x.shape[-1]), dtype=torch.float32)
 
 
-@torch.library.custom_op("ptd::norm_sums", mutates_args=())
-def norm_sums(dy: Tensor, x: Tensor, moments: Tensor, epsilon: float) -> Tensor:
-    """Sums (2, H) over all rows of dy and of dy (x - mean) / sqrt(var + epsilon)."""
-    from . import triton_columns
-
-    return triton_columns.norm_sums(dy.contiguous(), x.contiguous(), moments.contiguous(), epsilon)
-
-
-@norm_sums.register_fake
-def _(dy: Tensor, x: Tensor, moments: Tensor, epsilon: float) -> Tensor:
-    return torch.empty_like(moments)
-
-
-class BatchNorm(torch.autograd.Function):
+def batch_normalized(x: Tensor, scale: Tensor, bias: Tensor, moments: Tensor, lengths: Tensor | None) -> Tensor:
     """ptd.model.normalized with moments that are those of x itself, over batch and valid time, and known already.
 
-    Its gradient counts that moments depend on x:
-    dx = a (dy - [valid] (sum dy + x^ sum(dy x^)) / n) with x^ the normalised x and a = scale / sqrt(var + epsilon).
+    y = (x - mean) factor + bias, with factor = scale / sqrt(var + epsilon), is left to the compiler, which joins it
+    with what stands beside; nothing differentiates through it. The gradient, which counts that moments depend on x, is
+    that of a zero which is added: norm_factor. Far from zero the error is that of the mean, eps |mean| / std.
+
+    Args:
+        x: (..., L, H), float32 or bfloat16.
+        scale, bias: float32 (H,).
+        moments: mean and variance (2, H), float32; no gradient.
+        lengths: integer (...), valid lengths, or None.
+
+    Returns:
+        (..., L, H) in the dtype of x.
     """
+    factor, zero = norm_factor(x, scale, bias, moments, lengths)
+    wide = (x.detach().to(scale.dtype) - moments[0]) * factor + bias.detach()
+    return wide.to(x.dtype) + zero
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor, moments: Tensor, lengths: Tensor | None) -> Tensor:
-        """The normalised x (..., L, H), in its dtype; moments (2, H)."""
-        ctx.save_for_backward(x, scale, moments, lengths)
-        return normalized(x.to(scale.dtype), moments[0], moments[1], scale, bias).to(x.dtype)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple:
-        """The gradients by x, scale and bias."""
-        (dy,) = grads
-        x, scale, moments, lengths = ctx.saved_tensors
-        sums = norm_sums(dy, x, moments, NORM_EPSILON)
-        count = x.numel() // x.shape[-1] if lengths is None else lengths.sum()
-        inverse = torch.rsqrt(moments[1] + NORM_EPSILON)
-        shared = (sums[0] + (x.to(scale.dtype) - moments[0]) * (inverse * sums[1])) / count
-        if lengths is not None:
-            valid = torch.arange(x.shape[-2], device=x.device) < lengths[..., None]
-            shared = torch.where(valid[..., None], shared, 0.0)
-        dx = (dy.to(scale.dtype) - shared) * (scale * inverse)
-        return dx.to(x.dtype), sums[1], sums[0], None, None
+@torch.library.custom_op("ptd::norm_factor", mutates_args=())
+def norm_factor(
+    x: Tensor, scale: Tensor, bias: Tensor, moments: Tensor, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The factor (H,) of x - mean, which has no gradient, and zeros like x, in one place of memory, which have its."""
+    from . import triton_norm
+
+    factor, zero = triton_norm.prepare(x, scale.contiguous(), moments.contiguous(), NORM_EPSILON)
+    return factor, zero.expand(x.shape)
+
+
+@norm_factor.register_fake
+def _(
+    x: Tensor, scale: Tensor, bias: Tensor, moments: Tensor, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return scale.new_empty(scale.shape), x.new_empty(1).expand(x.shape)
+
+
+@torch.library.custom_op("ptd::norm_adjoint", mutates_args=())
+def norm_adjoint(dy: Tensor, x: Tensor, scale: Tensor, moments: Tensor, lengths: Tensor | None) -> Tensor:
+    """The gradients by scale and bias, and a, b and c of dx = a dy - [valid] (b x + c), as (5, H).
+
+    With x^ = (x - mean) / sqrt(var + epsilon), sums over all rows and n valid ones: the gradients are S = sum dy x^ and
+    T = sum dy, and dx = a (dy - [valid] (T + x^ S) / n), a = scale / sqrt(var + epsilon) (Ioffe and Szegedy 2015).
+    """
+    from . import triton_norm
+
+    dy, x, scale, moments, lengths = (None if v is None else v.contiguous() for v in (dy, x, scale, moments, lengths))
+    return triton_norm.adjoint(dy, x, scale, moments, lengths, NORM_EPSILON)
+
+
+@norm_adjoint.register_fake
+def _(dy: Tensor, x: Tensor, scale: Tensor, moments: Tensor, lengths: Tensor | None) -> Tensor:
+    return scale.new_empty((5, len(scale)))
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, scale, _, moments, lengths = inputs
+    ctx.save_for_backward(x, scale, moments, lengths)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, _: Any, dy: Tensor | None) -> tuple:
+    if dy is None:
+        return (None,) * 5
+    x, scale, moments, lengths = ctx.saved_tensors
+    dscale, dbias, a, b, c = norm_adjoint(dy, x, scale, moments, lengths)
+    shared = sequences.mask(x.to(scale.dtype) * b + c, lengths)
+    dx = dy.to(scale.dtype) * a - shared
+    return dx.to(x.dtype), dscale, dbias, None, None
+
+
+norm_factor.register_autograd(_backward, setup_context=_setup_context)

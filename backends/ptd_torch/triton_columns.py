@@ -98,26 +98,6 @@ def _total(parts, found, programs, H: tl.constexpr, PARTS: tl.constexpr, FEATURE
     tl.store(found + tl.program_id(1) * H + columns, tl.sum(values, 0))
 
 
-@triton.jit
-def _norm_sums(
-    dy, x, moments, parts, R, epsilon, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
-):  # fmt: skip
-    """Sums over rows of dy and of dy times the normalised x."""
-    columns = tl.program_id(1) * BN + tl.arange(0, BN)
-    mean = tl.load(moments + columns)
-    plain = tl.zeros((BM, BN), tl.float32)
-    product = tl.zeros((BM, BN), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
-        _, live, here = placed(tile, R, H, columns, BM)
-        d = tl.load(dy + here, mask=live, other=0.0).to(tl.float32)
-        plain += d
-        product += d * (tl.load(x + here, mask=live, other=0.0).to(tl.float32) - mean[None, :])
-    here = tl.program_id(0) * H + columns
-    tl.store(parts + here, tl.sum(plain, 0))
-    inverse = tl.rsqrt(tl.load(moments + H + columns) + epsilon)
-    tl.store(parts + tl.num_programs(0) * H + here, tl.sum(product, 0) * inverse)
-
-
 # --- launches ----------------------------------------------------------------------------------------------------
 
 
@@ -160,15 +140,6 @@ def total(parts: Tensor) -> Tensor:
     found = parts.new_empty((K, H))
     _total[(H // FEATURES, K)](parts, found, programs, H=H, PARTS=PARTS, FEATURES=FEATURES, num_warps=8)
     return found
-
-
-def norm_sums(dy: Tensor, x: Tensor, moments: Tensor, epsilon: float) -> Tensor:
-    """Sums (2, H) over rows of dy and of dy (x - mean) / sqrt(var + epsilon), of contiguous dy and x (..., L, H)."""
-    R, _, H = sizes(x)
-    programs, tile = grid(R, H)
-    parts = moments.new_empty((2, programs[0], H))
-    _norm_sums[programs](dy, x, moments, parts, R, epsilon, **tile)
-    return total(parts)
 
 
 def sizes(x: Tensor) -> tuple[int, int, int]:
