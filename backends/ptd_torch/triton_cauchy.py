@@ -21,7 +21,7 @@ FORWARD, FORWARD_WARPS = (4, 256), 4
 
 #: Numerators, frequencies and poles of a tile of a program that sums over frequencies, its warps; programs that keep
 #: the device busy.
-BACKWARD, BACKWARD_WARPS, PROGRAMS = (4, 16, 32), 4, 1056
+BACKWARD, BACKWARD_WARPS, PROGRAMS = (4, 8, 32), 4, 1056
 
 
 @triton.jit
@@ -105,9 +105,9 @@ def _gradients(
         f = f0 + tl.arange(0, BF)
         s = tl.load(circle + f, mask=f < F, other=1.0)
         c = tl.load(circle + F + f, mask=f < F, other=0.0)
-        mask = known[:, None] & (f < F)[None, :]
-        g_re = tl.load(grad + (q[:, None] * H + h) * F + f[None, :], mask=mask, other=0.0)
-        g_im = tl.load(grad + ((Q + q)[:, None] * H + h) * F + f[None, :], mask=mask, other=0.0)
+        seen = known[:, None] & (f < F)[None, :]
+        g_re = tl.load(grad + (q[:, None] * H + h) * F + f[None, :], mask=seen, other=0.0)
+        g_im = tl.load(grad + ((Q + q)[:, None] * H + h) * F + f[None, :], mask=seen, other=0.0)
         # The gradients by A and by B: conj(i s) g and -c g, or g and conj(i) g.
         if PAIRS:
             u_re, u_im = s[None, :] * g_im, -s[None, :] * g_re

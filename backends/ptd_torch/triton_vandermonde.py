@@ -18,7 +18,7 @@ TABLE, TABLE_WARPS = (16, 64), 4
 PRODUCT, PRODUCT_WARPS, PRODUCT_STAGES = (64, 64, 32), 4, 3
 
 #: The same of the gradient's sums, whose inner axis is time, and the programs that keep the device busy.
-SUMS, SUMS_WARPS, SUMS_STAGES, PROGRAMS = (32, 32, 32), 4, 3, 1056
+SUMS, SUMS_WARPS, SUMS_STAGES, PROGRAMS = (32, 16, 32), 4, 3, 1056
 
 
 @triton.jit
