@@ -21,12 +21,14 @@ PRODUCT, PRODUCT_WARPS, PRODUCT_STAGES = (64, 64, 32), 4, 3
 SUMS, SUMS_WARPS, SUMS_STAGES, PROGRAMS = (32, 16, 32), 4, 3, 1056
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shift", "bits"])
 def _powers(
-    a, weights, table, N, G, count,
-    SHIFT: tl.constexpr, BITS: tl.constexpr, MODES: tl.constexpr, ENTRIES: tl.constexpr,
+    a, weights, table, N, G, count, shift, bits, MODES: tl.constexpr, ENTRIES: tl.constexpr
 ):  # fmt: skip
-    """Entries of a^(k 2^SHIFT), k < count, as planes, of one row; with weights of the conjugate of w a^(k 2^SHIFT)."""
+    """Entries of a^(k 2^shift), k < count, as planes, of one row; with weights of the conjugate of w a^(k 2^shift).
+
+    bits is how many k has.
+    """
     r = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * MODES + tl.arange(0, MODES)
     k = tl.program_id(2) * ENTRIES + tl.arange(0, ENTRIES)
@@ -34,7 +36,7 @@ def _powers(
     at = a + (r % G) * 2 * N + n
     s_re = tl.load(at, mask=live, other=0.0).to(tl.float64)
     s_im = tl.load(at + N, mask=live, other=0.0).to(tl.float64)
-    for _ in tl.static_range(SHIFT):
+    for _ in range(shift):
         s_re, s_im = s_re * s_re - s_im * s_im, 2.0 * s_re * s_im
     p_re = tl.full((MODES, ENTRIES), 1.0, tl.float64)
     p_im = tl.zeros((MODES, ENTRIES), tl.float64)
@@ -42,7 +44,7 @@ def _powers(
         at = weights + r * 2 * N + n
         p_re += tl.load(at, mask=live, other=0.0).to(tl.float64)[:, None] - 1.0
         p_im += tl.load(at + N, mask=live, other=0.0).to(tl.float64)[:, None]
-    for bit in tl.static_range(BITS):
+    for bit in range(bits):
         taken = (((k >> bit) & 1) == 1)[None, :]
         z_re = p_re * s_re[:, None] - p_im * s_im[:, None]
         z_im = p_re * s_im[:, None] + p_im * s_re[:, None]
@@ -134,7 +136,7 @@ def _sums(
 
 def _steps(L: int) -> tuple[int, int]:
     """The exponent of T, a power of two near sqrt(L) and at least 16, and J with J T >= L."""
-    shift = max(4, (L.bit_length() + 1) // 2)
+    shift = max(4, ((L - 1).bit_length() + 1) // 2)
     return shift, -(-L >> shift)
 
 
@@ -145,8 +147,8 @@ def _table(a: Tensor, weights: Tensor | None, count: int, shift: int) -> Tensor:
     table = a.new_empty((R, 2, N, count))
     grid = (R, triton.cdiv(N, TABLE[0]), triton.cdiv(count, TABLE[1]))
     _powers[grid](
-        a, weights, table, N, G, count,
-        SHIFT=shift, BITS=(count - 1).bit_length(), MODES=TABLE[0], ENTRIES=TABLE[1], num_warps=TABLE_WARPS,
+        a, weights, table, N, G, count, shift, (count - 1).bit_length(),
+        MODES=TABLE[0], ENTRIES=TABLE[1], num_warps=TABLE_WARPS,
     )  # fmt: skip
     return table
 

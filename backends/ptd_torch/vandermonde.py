@@ -41,11 +41,12 @@ def adjoint(grad: Tensor, weights: Tensor, Lambda_bar: Tensor) -> tuple[Tensor, 
     """The gradients of sums_of_powers by weights and Lambda_bar: conj(sum_l g_l a^l), conj(w sum_l l g_l a^(l-1))."""
     from . import triton_vandermonde as kernels
 
-    by_weights, by_a = kernels.vandermonde_sums(grad.contiguous(), Lambda_bar.contiguous()).unbind(1)
-    (w_re, w_im), (s_re, s_im) = weights.unbind(1), by_a.unbind(1)
+    sums = kernels.vandermonde_sums(grad.contiguous(), Lambda_bar.contiguous())
+    (p_re, p_im), (s_re, s_im) = (part.unbind(1) for part in sums.unbind(1))
+    w_re, w_im = weights.unbind(1)
+    by_weights = torch.stack([p_re, -p_im], dim=1)
     by_a = torch.stack([w_re * s_re - w_im * s_im, -(w_re * s_im + w_im * s_re)], dim=1)
-    conjugate = by_weights * by_weights.new_tensor([[1.0], [-1.0]])
-    return conjugate, by_a.view(-1, *Lambda_bar.shape).sum(0)
+    return by_weights, by_a.view(-1, *Lambda_bar.shape).sum(0)
 
 
 @adjoint.register_fake
