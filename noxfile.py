@@ -58,9 +58,12 @@ def triton_interpreter(session: nox.Session) -> None:
     """The Triton kernels of the torch backend on a CPU, through Triton's interpreter, against the reference."""
     install(session, "test", "torch")
     session.install("triton>=3.4")
-    clauses = [part for clause in ("K1", "K2", "K6", "L15", "L17", "G5", "G7") for part in ("--only", clause)]
+    clauses = [
+        part for clause in ("K1", "K2", "K3", "K6", "L2", "L15", "L17", "G4", "G5", "G7") for part in ("--only", clause)
+    ]
     environment = {"TRITON_INTERPRET": "1"}
-    tests = [f"tests/test_torch_{name}.py" for name in ("scan", "gate", "norm", "chunked", "per_feature")]
+    names = ("scan", "gate", "norm", "chunked", "per_feature", "convolution")
+    tests = [f"tests/test_torch_{name}.py" for name in names]
     session.run("python", "-m", "pytest", *tests, env=environment)
     session.run("ptd", "conformance", "--backend", "torch", *clauses, *session.posargs, env=environment)
 

@@ -59,7 +59,7 @@ class TorchBackend(PortableBackend):
         return torch.cuda.get_device_name(self.torch_device) if gpu else "cpu"
 
     def kernel_path(self) -> str:
-        """What runs the recurrence here: "triton", "triton interpreter" or "torch"."""
+        """What runs recurrences and sums of convolution kernels here: "triton", "triton interpreter" or "torch"."""
         return kernel_path(self.torch_device)
 
     @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -12,8 +13,10 @@ from ptd import convolution
 from ptd.arrays import Array, as_planes, from_planes
 from ptd.kernels import Kernels
 
+from .cauchy import resolvent_sums
 from .per_feature_chunks import per_feature_chunks
 from .transforms import scan as scan_planes
+from .vandermonde import vandermonde
 
 
 def scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Tensor | None = None) -> Array:
@@ -76,6 +79,8 @@ def chunk_length_on_cpu(layer: Any, L: int) -> int:
 _SHARED: dict[str, Any] = {
     "scan": scan,
     "carries": carries,
+    "vandermonde": vandermonde,
+    "cauchy": functools.partial(convolution.cauchy, sums=resolvent_sums),
     "causal_convolution": causal_convolution,
     "per_feature_chunks": per_feature_chunks,
     "activations": frozenset({"bfloat16", "float16"}),

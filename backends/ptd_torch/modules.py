@@ -50,7 +50,7 @@ class Module(Leaves, ModuleMethods):
 
     @property
     def kernel_path(self) -> str:
-        """What runs the recurrence where the parameters are: "triton", "triton interpreter" or "torch"."""
+        """What runs the kernels where the parameters are: "triton", "triton interpreter" or "torch"."""
         from .scan import kernel_path
 
         return kernel_path(next(self.parameters()).device)

@@ -21,7 +21,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def kernel_path(device: torch.device) -> str:
-    """What runs the recurrence on a device: "triton", "triton interpreter" or "torch"."""
+    """What runs recurrences and sums of convolution kernels on a device: "triton", "triton interpreter" or "torch"."""
     if HAS_TRITON and device.type == "cuda":
         return "triton"
     interpreted = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"

@@ -6,6 +6,7 @@ Axes: kernels are (..., H, L), time last; signals are (..., L, H).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 from .arrays import Array, arange, as_complex, eye, imaginary, matmul, namespace, product, real, scale
 from .discretization import inverse_of_small
@@ -39,7 +40,47 @@ def powers(Lambda_bar: Array, L: int) -> Array:
     return block[..., :L]
 
 
-def cauchy(transition: LowRankTransition, Lambda: Array, P: Array, B: Array, C: Array, step: Array, L: int) -> Array:
+def resolvent_sums(
+    numerators: Sequence[Array], Lambda: Array, step: Array, sine: Array, cosine: Array, conj_sym: bool
+) -> list[Array]:
+    """sum_n v_n S_n(h) with S_n = step/(2i sin h - step cos h Lambda_n) for each v: the Cauchy sums of S4 thm 3.
+
+    Args:
+        numerators: complex (..., N) or (..., H, N) each.
+        Lambda: complex (H, N) or (N,).
+        step: real (H, 1).
+        sine: sin h, real (F,).
+        cosine: cos h, real (F,).
+        conj_sym: the N entries are one of each conjugate pair, and sums run over both halves.
+
+    Returns:
+        For each v its sums, complex (..., H, F).
+
+    >>> import numpy as np
+    >>> one, step = np.ones((1, 1)), np.full((1, 1), 2.0)
+    >>> resolvent_sums([one + 0j], -one + 0j, step, np.array([0.0]), np.array([1.0]), False)[0].tolist()
+    [[(1+0j)]]
+    """
+    xp, step = namespace(Lambda), step[..., None]
+    halves = ((Lambda, lambda v: v), (xp.conj(Lambda), xp.conj))[: 2 if conj_sym else 1]
+    S = [scale(1.0 / (imaginary(2.0 * sine) - scale(at[..., None], step * cosine)), step) for at, _ in halves]
+    over = [
+        [xp.sum(half(v)[..., None] * s, axis=-2) for s, (_, half) in zip(S, halves, strict=True)] for v in numerators
+    ]
+    return [sums[0] + sums[1] if conj_sym else sums[0] for sums in over]
+
+
+def cauchy(
+    transition: LowRankTransition,
+    Lambda: Array,
+    P: Array,
+    B: Array,
+    C: Array,
+    step: Array,
+    L: int,
+    *,
+    sums: Callable[..., list[Array]] = resolvent_sums,
+) -> Array:
     """K_l = C A_bar^l B_bar of a bilinear diagonal-plus-low-rank system through its generating function (S4 thm 3).
 
     At the L roots of unity z = exp(-2ih), h = pi l / L, with S(h) = step/(2i sin h - step cos h Lambda) and
@@ -54,6 +95,7 @@ def cauchy(transition: LowRankTransition, Lambda: Array, P: Array, B: Array, C: 
         C: complex (H, N).
         step: real (H, 1).
         L: length of the kernel, at least 1.
+        sums: resolvent_sums, or a backend's own form of it.
 
     Returns:
         K, real (..., H, L): with conj_sym twice the real part over the stored half, else the real part.
@@ -64,27 +106,21 @@ def cauchy(transition: LowRankTransition, Lambda: Array, P: Array, B: Array, C: 
     row = xp.concat([C, xp.conj(C)], axis=-1) if conj_sym else C
     C_tilde = (row - matmul(row[..., None, :], powered)[..., 0, :])[..., : C.shape[-1]]
 
-    step = step[..., None]
     # With conj_sym the sum over all modes is real, so half of the frequencies tell the rest.
     h = arange(L // 2 + 1 if conj_sym else L, like=step) * (math.pi / L)
     sine, cosine = xp.sin(h), xp.cos(h)
 
-    def pair(v: Array) -> Array:
-        """The sum over all modes of v_n S_n(h): (..., N) -> (..., L)."""
-
-        def over(v: Array, Lambda: Array) -> Array:
-            S = scale(1.0 / (imaginary(2.0 * sine) - scale(Lambda[..., None], step * cosine)), step)
-            return xp.sum(v[..., None] * S, axis=-2)
-
-        return over(v, Lambda) + over(xp.conj(v), xp.conj(Lambda)) if conj_sym else over(v, Lambda)
-
     columns = [P[..., j] for j in range(P.shape[-1])]
-    small = xp.stack([xp.stack([pair(xp.conj(p) * q) for q in columns], axis=-1) for p in columns], axis=-2)
-    W = inverse_of_small(scale(small, cosine[..., None, None]) + eye(len(columns), like=small))
-    from_B = xp.stack([pair(xp.conj(p) * B) for p in columns], axis=-1)[..., None]
-    to_C = xp.stack([pair(C_tilde * p) for p in columns], axis=-1)[..., None, :]
+    r = len(columns)
+    numerators = [xp.conj(p) * q for p in columns for q in columns] + [xp.conj(p) * B for p in columns]
+    numerators += [C_tilde * p for p in columns] + [C_tilde * B]
+    found = sums(numerators, Lambda, step, sine, cosine, conj_sym)
+    small = xp.stack([xp.stack(found[i * r : (i + 1) * r], axis=-1) for i in range(r)], axis=-2)
+    W = inverse_of_small(scale(small, cosine[..., None, None]) + eye(r, like=small))
+    from_B = xp.stack(found[r * r : r * r + r], axis=-1)[..., None]
+    to_C = xp.stack(found[r * r + r : -1], axis=-1)[..., None, :]
     through = matmul(matmul(to_C, W), from_B)
-    K_hat = as_complex(cosine, sine) * (pair(C_tilde * B) - scale(through[..., 0, 0], cosine))
+    K_hat = as_complex(cosine, sine) * (found[-1] - scale(through[..., 0, 0], cosine))
     return xp.fft.irfft(K_hat, n=L, axis=-1) if conj_sym else real(xp.fft.ifft(K_hat, axis=-1))
 
 
