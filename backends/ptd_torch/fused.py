@@ -16,14 +16,15 @@ from .norm import BatchNorm
 from .scan import kernel_path
 
 #: What may run as kernels: S5's chunked form as one operator, the states of its chunks of one sample in place of that,
-#: the batch norm's sums and moments, the gated sum.
-PARTS = ("chunks", "states", "norm", "gate")
+#: the batch norm's sums and moments, the gated sum; and, before the blocks, the embedding of tokens.
+PARTS = ("chunks", "states", "norm", "gate", "embedding")
 
 #: The widest H up to which each part is faster than the array code as compiled, by the dtype of activations. This is
-#: the one place that decides; 0 turns a part off. Measured on an H200, but for norm and states, which no GPU has timed.
+#: the one place that decides; 0 turns a part off. Measured on an H200, but for norm, states and embedding,
+#: which no GPU has timed.
 WIDEST = {
-    torch.float32: {"chunks": 512, "states": 0, "norm": 0, "gate": 512},
-    torch.bfloat16: {"chunks": 512, "states": 0, "norm": 0, "gate": 512},
+    torch.float32: {"chunks": 512, "states": 0, "norm": 0, "gate": 512, "embedding": 512},
+    torch.bfloat16: {"chunks": 512, "states": 0, "norm": 0, "gate": 512, "embedding": 512},
 }
 
 #: torch 2.11 compiles the gradient of an autograd.Function from zeros in place of what comes in; 2.13 does it right.
@@ -34,11 +35,11 @@ TILE = 64
 
 
 def parts(model: SequenceModel, x: Tensor, wanted: Collection[str] | None = None) -> frozenset[str]:
-    """The parts that run as kernels in blocks of model on x (..., L, H).
+    """The parts that run as kernels in model.
 
     Args:
         model: the model.
-        x: input of a block.
+        x: a tensor on the device and of the dtype of activations.
         wanted: of PARTS, those to run wherever kernels exist; None for those that WIDEST says are faster.
 
     Raises:
@@ -55,6 +56,7 @@ def parts(model: SequenceModel, x: Tensor, wanted: Collection[str] | None = None
         "states": True,
         "norm": COMPILES_FUNCTIONS and model.norm == "batch" and model.prenorm,
         "gate": model.residual and model.activation != "gelu",
+        "embedding": model.encoder == "embedding",
     }
     return frozenset(name for name in wanted if here[name])
 
