@@ -49,12 +49,13 @@ def encoded(run, each: SequenceModel, u: torch.Tensor) -> list[torch.Tensor]:
 
 
 @kernels
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-@pytest.mark.parametrize("activations", [None, "bfloat16"])
-@pytest.mark.parametrize(("H", "V"), [(64, 5), (192, 130), (64, 300)])
+@pytest.mark.parametrize(
+    ("H", "V", "dtype", "activations"),
+    [(64, 5, torch.uint8, None), (64, 5, torch.int64, "bfloat16"), (192, 9, torch.int32, None)],
+)
 def test_embedding_by_kernels_equals_array_code(H, V, activations, dtype):
     each = model(H, encoder="embedding", d_input=V)
-    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, min(V, 256), (3, 67))).to(dtype)
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, V, (3, 67))).to(dtype)
     x, dw, db = encoded(lambda leaves, u: encode(each, leaves, u, activations, {"embedding"}), each, tokens)
     expected, *grads = encoded(lambda leaves, u: each.encode(leaves, u, activations), each, tokens)
     # Triton's interpreter cuts bits off where it narrows; a device rounds.
@@ -176,14 +177,19 @@ def test_update_is_adamw_with_a_count_for_each_leaf_bit_for_bit():
 TOKENS = {"encoder": "embedding", "d_input": 7}
 
 
+def compiled_but_for_blocks(function):
+    """Blocks are compiled in tests of their own, and take longest."""
+    if function.__name__ == "_block_of":
+        return function
+    return torch.compile(function, backend="aot_eager", fullgraph=True)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch 2.13's compiler of its own
 @pytest.mark.parametrize(
-    "options",
-    [{"dropout": 0.3, "tie_dropout": True}, {"pooling": "last", "d_input": 1}, TOKENS, TOKENS | {"pair": True}],
-    ids=["tied", "last", "tokens", "pair"],
+    "options", [{"dropout": 0.3, "tie_dropout": True}, TOKENS | {"pair": True}], ids=["features", "pairs of tokens"]
 )
-def test_compiled_learner_trains_and_evaluates_as_the_plain_one(options, monkeypatch):
-    monkeypatch.setattr(training, "compile_once", lambda f: torch.compile(f, backend="aot_eager", fullgraph=True))
+def test_learner_with_compiled_ends_trains_and_evaluates_as_the_plain_one(options, monkeypatch):
+    monkeypatch.setattr(training, "compile_once", compiled_but_for_blocks)
     each, rng = model(**options), np.random.default_rng(0)
     shape = (4, 2, 9) if each.pair else (4, 9)
     u = rng.integers(0, 7, shape) if each.encoder == "embedding" else rng.random((*shape, each.d_input), np.float32)
@@ -191,7 +197,7 @@ def test_compiled_learner_trains_and_evaluates_as_the_plain_one(options, monkeyp
     results = []
     for compiled in (False, True):
         one = learner(each, compiled=compiled)
-        losses = [float(one.step(u, np.array([0, 1, 2, 0]), lengths)) for _ in range(3)]
+        losses = [float(one.step(u, np.array([0, 1, 2, 0]), lengths)) for _ in range(2)]
         results.append([np.array(losses), one.outputs(u, lengths), *one.parameters().values()])
     for plain, found in zip(*results, strict=True):
         np.testing.assert_allclose(found, plain, rtol=2e-3, atol=1e-4)
