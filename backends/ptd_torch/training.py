@@ -57,6 +57,7 @@ class TorchLearner:
         self._steps = torch.zeros((), dtype=torch.int64, device=self._device)
         self._seed, self._schedule = seed, _schedule(optimizer)
         self._groups = _groups(optimizer, self._leaves)
+        self._peaks = [group.lr for group in self._groups]
         self._moments = {name: torch.zeros_like(leaf) for name, leaf in self._trained().items()}
         self._squares = {name: torch.zeros_like(leaf) for name, leaf in self._trained().items()}
         for leaf in self._trained().values():
@@ -124,7 +125,7 @@ class TorchLearner:
     # --- one step ----------------------------------------------------------------------------------------------
 
     def _step(self, batch: Placed) -> Tensor:
-        share, keys = self._clock(self._steps)
+        rates, keys = self._clock(self._steps)
         loss, statistics = self._loss_of(batch, keys)
         trained = self._trained()
         found = torch.autograd.grad(loss, list(trained.values()))
@@ -133,18 +134,19 @@ class TorchLearner:
         with torch.no_grad():
             if statistics:
                 torch._foreach_copy_([self._leaves[name] for name in statistics], list(statistics.values()))
-            self._update(grads, share)
+            self._update(grads, rates)
         return loss.detach()
 
     def _indexed(self, placed: Placed, index: Tensor) -> Tensor:
         return self._step(placed.rows(index))
 
-    def _clock_of(self, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """What follows from the step count alone: the share of the peak rate, and every block's key, a row of each."""
+    def _clock_of(self, steps: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What follows from the step count alone: the rate of each group, and every block's key, a row of each."""
         key = derived(derived(steps, 0), self._seed)
         # Rows of 16 bytes: the compiled block copies arguments that do not begin at a multiple of these.
         block = torch.arange(1, self._model.n_layers + 1, device=steps.device)[:, None].expand(-1, 4)
-        return self._schedule(steps.to(torch.float32)), derived(key, block * 0x27D4EB2F)
+        share = self._schedule(steps.to(torch.float32))
+        return [share * peak for peak in self._peaks], derived(key, block * 0x27D4EB2F)
 
     def _loss_of(self, batch: Placed, keys: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         training = Training(Dropout(keys[0, 0]))
@@ -215,16 +217,16 @@ class TorchLearner:
         x, statistics = self._model.block(0, leaves, x, training=step, **call, **passes.of(fused))
         return x, statistics, passes.found
 
-    def _update(self, grads: dict[str, Tensor], share: Tensor) -> None:
-        """AdamW in place, at this share of the peak rates."""
+    def _update(self, grads: dict[str, Tensor], rates: list[Tensor]) -> None:
+        """AdamW in place, at the rate of each group."""
         self._steps += 1
         done = self._steps.to(torch.float32)
-        for group, names in self._groups.items():
+        for (group, names), rate in zip(self._groups.items(), rates, strict=True):
             sources = (self._leaves, grads, self._moments, self._squares)
             # The update reads the count of each leaf, and does not write it: one serves all.
             torch._fused_adamw_(
                 *([source[name] for name in names] for source in sources), [], [done] * len(names),
-                lr=share * group.lr, beta1=0.9, beta2=0.999, weight_decay=group.weight_decay, eps=1e-8,
+                lr=rate, beta1=0.9, beta2=0.999, weight_decay=group.weight_decay, eps=1e-8,
                 amsgrad=False, maximize=False,
             )  # fmt: skip
 
