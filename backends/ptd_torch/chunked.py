@@ -21,7 +21,9 @@ NARROW = {torch.float32: 256, torch.bfloat16: 128}
 def mixing_chunks(u: Tensor, system: ChunkSystem) -> Array:
     """See ptd.kernels.Kernels.mixing_chunks."""
     *batch, n, K = u.shape
-    y, _ = chunked(u.reshape(math.prod(batch), n, K), as_planes(system.decay), system.into, system.out, system.direct)
+    # Narrowed here, where a compiler sees it: within the operator each weight would be a pass of its own.
+    weights = (v.to(u.dtype) for v in (system.into, system.out, system.direct))
+    y, _ = chunked(u.reshape(math.prod(batch), n, K), as_planes(system.decay), *weights)
     return y.view(*batch, n, K)
 
 
@@ -32,14 +34,14 @@ def chunked(u: Tensor, a: Tensor, into: Tensor, out: Tensor, direct: Tensor) -> 
     Args:
         u: (R, n, K), K = T H samples of a chunk side by side.
         a: (2, M), the decay of a chunk.
-        into, out, direct: (K, D 2 M), (D 2 M, K) and (K, K); products run in the dtype of u.
+        into, out, direct: (K, D 2 M), (D 2 M, K) and (K, K), in the dtype of u.
 
     Returns:
         y (R, n, K) and, for the gradient, the states (R, n, D, 2, M).
     """
     (R, n, K), (width, M) = u.shape, (into.shape[-1], a.shape[-1])
     rows = u.reshape(R * n, K)
-    drive = (rows @ into.to(u.dtype)).view(R, n, width // (2 * M), 2, M)
+    drive = (rows @ into).view(R, n, width // (2 * M), 2, M)
     states, _, _ = walk(a, drive, None, exclusive=True)
     y = sum_of_products(rows, direct.t(), states.view(R * n, width), out.t())
     return y.view(R, n, K), states
@@ -60,12 +62,12 @@ def chunked_adjoint(
     """The gradients of chunked by its arguments."""
     (R, n, K), width = u.shape, into.shape[-1]
     rows, dy = u.reshape(R * n, K), dy.reshape(R * n, K)
-    entering = (dy @ out.t().to(u.dtype)).view(states.shape)
+    entering = (dy @ out.t()).view(states.shape)
     drive, _, grad_a = walk(a, entering, None, exclusive=True, before=states)
     drive, states = (v.view(R * n, width) for v in (drive, states))
     du = sum_of_products(dy, direct, drive, into)
     grads = (rows.t() @ drive, states.t() @ dy, rows.t() @ dy)
-    return du.view(u.shape), grad_a.sum((0, 1)), *(grad.to(a.dtype) for grad in grads)
+    return du.view(u.shape), grad_a.sum((0, 1)), *grads
 
 
 @chunked_adjoint.register_fake

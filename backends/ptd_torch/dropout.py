@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from .scan import kernel_path
 
 
 class Dropout:
     """Dropout as ptd.model.Training takes it; each call has a mask of its own.
 
     Args:
-        key: integer (), on the device.
+        key: integer (), on the device; None for a model that drops nothing and so never calls this.
     """
 
-    def __init__(self, key: Tensor):
+    def __init__(self, key: Tensor | None):
         self._key, self._calls = key, 0
 
     def __call__(self, x: Tensor, rate: float, over_time: bool) -> Tensor:
         """X with elements at 0 with probability rate, the others scaled up."""
-        shape = (*x.shape[:-2], 1, x.shape[-1]) if over_time else x.shape
-        places = torch.arange(math.prod(shape), device=x.device).to(torch.int32).view(shape)
-        # int32 orders as uint32 does once the highest bit is flipped.
-        bits = mixed(places + self.key()) ^ -(2**31)
-        return torch.where(bits >= int(rate * 2**32) - 2**31, x / (1 - rate), 0.0)
+        if over_time:
+            mask = tied_mask(self.key(), [*x.shape[:-2], 1, x.shape[-1]], rate)
+        else:
+            mask = _mask(self.key(), x.shape, rate)
+        return torch.where(mask, x / (1 - rate), 0.0)
 
     def key(self) -> Tensor:
         """The key of the next call: an element is kept where mixed(position + key), unsigned, reaches rate 2^32."""
@@ -32,8 +35,29 @@ class Dropout:
         return derived(self._key, self._calls * 0x9E3779B1)
 
 
-def derived(key: Tensor, n: int) -> Tensor:
-    """The n-th of many keys, int32, from one of any integer type."""
+@torch.library.custom_op("ptd::tied_mask", mutates_args=())
+def tied_mask(key: Tensor, shape: list[int], rate: float) -> Tensor:
+    """The mask of one call, as an operator: a compiler would hash anew at each of the elements that share a number."""
+    if kernel_path(key.device) == "torch":
+        return _mask(key, shape, rate)
+    from . import triton_dropout
+
+    return triton_dropout.kept(key, shape, int(rate * 2**32))
+
+
+@tied_mask.register_fake
+def _(key: Tensor, shape: list[int], rate: float) -> Tensor:
+    return key.new_empty(shape, dtype=torch.bool)
+
+
+def _mask(key: Tensor, shape: Sequence[int], rate: float) -> Tensor:
+    places = torch.arange(math.prod(shape), device=key.device).to(torch.int32).view(*shape)
+    # int32 orders as uint32 does once the highest bit is flipped.
+    return mixed(places + key) ^ -(2**31) >= int(rate * 2**32) - 2**31
+
+
+def derived(key: Tensor, n: int | Tensor) -> Tensor:
+    """The n-th of many keys, int32, from one of any integer type; for several n several."""
     return mixed(key.long() + n)
 
 

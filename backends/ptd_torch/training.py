@@ -22,6 +22,7 @@ from ptd.whole_sets import Placed, as_set, batches
 
 from .compilation import compiled as compile_once
 from .dropout import Dropout, derived
+from .encoder import encode
 from .fused import Passes, parts
 from .graphs import captured
 from .norm import column_moments
@@ -56,14 +57,17 @@ class TorchLearner:
         self._steps = torch.zeros((), dtype=torch.int64, device=self._device)
         self._seed, self._schedule = seed, _schedule(optimizer)
         self._groups = _groups(optimizer, self._leaves)
+        self._peaks = [group.lr for group in self._groups]
         self._moments = {name: torch.zeros_like(leaf) for name, leaf in self._trained().items()}
         self._squares = {name: torch.zeros_like(leaf) for name, leaf in self._trained().items()}
         for leaf in self._trained().values():
             leaf.requires_grad_()
         self._on_gpu = self._device.type == "cuda"
         self._compiled = self._on_gpu if compiled is None else compiled
-        # One block is compiled for all; what is outside of blocks is a small part of a step.
-        self._block = compile_once(self._block_of) if self._compiled else self._block_of
+        # One block is compiled for all, and what stands before the first and after the last.
+        run = compile_once if self._compiled else (lambda function: function)
+        self._clock, self._encoder = run(self._clock_of), run(self._encoder_of)
+        self._block, self._decoder = run(self._block_of), run(self._decoder_of)
         # Each graph with the data set it reads: freed, its memory and its id would be another's.
         self._graphs: dict[Any, tuple[Any, Tensor, Tensor, Placed]] = {}
 
@@ -121,44 +125,75 @@ class TorchLearner:
     # --- one step ----------------------------------------------------------------------------------------------
 
     def _step(self, batch: Placed) -> Tensor:
-        loss, statistics = self._loss_of(batch.inputs, batch.targets, batch.lengths)
+        rates, keys = self._clock(self._steps)
+        loss, statistics = self._loss_of(batch, keys)
         trained = self._trained()
         found = torch.autograd.grad(loss, list(trained.values()))
-        # The fused update reads memory in order, whatever the strides say: B's gradient comes transposed.
+        # The fused update reads memory in order, whatever the strides say.
         grads = {name: grad.contiguous() for name, grad in zip(trained, found, strict=True)}
         with torch.no_grad():
-            for name, value in statistics.items():
-                self._leaves[name].copy_(value)
-            self._update(grads)
+            if statistics:
+                torch._foreach_copy_([self._leaves[name] for name in statistics], list(statistics.values()))
+            self._update(grads, rates)
         return loss.detach()
 
     def _indexed(self, placed: Placed, index: Tensor) -> Tensor:
         return self._step(placed.rows(index))
 
-    def _loss_of(self, inputs: Tensor, targets: Tensor, lengths: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        key = derived(derived(self._steps, 0), self._seed)
-        y, statistics = self._apply(inputs, key, lengths=lengths, training=Training(Dropout(key)))
-        if targets.is_floating_point():
-            return ((y - targets) ** 2).mean(), statistics
-        return functional.cross_entropy(y, targets.long()), statistics
+    def _clock_of(self, steps: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What follows from the step count alone: the rate of each group, and every block's key, a row of each."""
+        key = derived(derived(steps, 0), self._seed)
+        # Rows of 16 bytes: the compiled block copies arguments that do not begin at a multiple of these.
+        block = torch.arange(1, self._model.n_layers + 1, device=steps.device)[:, None].expand(-1, 4)
+        share = self._schedule(steps.to(torch.float32))
+        return [share * peak for peak in self._peaks], derived(key, block * 0x27D4EB2F)
+
+    def _loss_of(self, batch: Placed, keys: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        training = Training(Dropout(keys[0, 0]))
+        return self._apply(batch.inputs, keys, batch.targets, lengths=batch.lengths, training=training)
 
     def _outputs_of(self, inputs: Tensor, lengths: Tensor | None, noise: list[Tensor] | None) -> Tensor:
-        return self._apply(inputs, None, lengths=lengths, layer_noise=noise)
+        return self._apply(inputs, None, None, lengths=lengths, layer_noise=noise)
 
-    def _apply(self, inputs: Tensor, key: Tensor | None, **call: Any) -> Any:
+    def _apply(self, inputs: Tensor, keys: Tensor | None, targets: Tensor | None, **call: Any) -> Any:
+        """Outputs, or with targets their loss; with keys those of training."""
         known: Tensor | None = None
+        outer = {name: leaf for name, leaf in self._leaves.items() if not name.startswith("blocks.")}
 
         def run_block(model: SequenceModel, i: int, leaves: dict, x: Tensor, **call: Any) -> Any:
             nonlocal known
-            own = None if key is None else derived(key, (i + 1) * 0x27D4EB2F)
-            if known is None and own is not None and "norm" in parts(model, x, self._fused):
+            key = None if keys is None or not model.dropout else keys[i, 0]
+            if known is None and keys is not None and "norm" in parts(model, x, self._fused):
                 known = column_moments(x.detach(), call["lengths"])
-            x, statistics, known = self._block(leaves, x, known, call["lengths"], call["noise"], own)
+            x, statistics, known = self._block(
+                leaves, x, known, call["lengths"], call["noise"], key, training=keys is not None
+            )
             return x, statistics
 
         return self._backend.apply_model(
-            self._model, self._leaves, inputs, activations=self._activations, run_block=run_block, **call
+            self._model,
+            self._leaves,
+            inputs,
+            activations=self._activations,
+            run_block=run_block,
+            run_encoder=lambda model, params, u, activations: self._encoder(outer, u),
+            run_decoder=lambda model, params, x, lengths: self._decoder(outer, x, lengths, targets),
+            **call,
         )
+
+    def _encoder_of(self, leaves: dict, u: Tensor) -> Tensor:
+        dtype = torch.float32 if self._activations is None else getattr(torch, self._activations)
+        fused = parts(self._model, leaves["encoder.bias"].new_empty(0, dtype=dtype), self._fused)
+        return encode(self._model, leaves, u, self._activations, fused)
+
+    def _decoder_of(self, leaves: dict, x: Tensor, lengths: Tensor | None, targets: Tensor | None) -> Tensor:
+        """Outputs, or with targets their loss."""
+        y = self._model.decode(leaves, x, lengths)
+        if targets is None:
+            return y
+        if targets.is_floating_point():
+            return ((y - targets) ** 2).mean()
+        return functional.cross_entropy(y, targets.long())
 
     def _block_of(
         self,
@@ -168,30 +203,32 @@ class TorchLearner:
         lengths: Tensor | None,
         noise: Tensor | None,
         key: Tensor | None,
+        training: bool,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """A block, from the moments of its input, where its norm takes them, to those of its output."""
+        # The gradient of each, B's comes transposed, is laid out like the leaf in here, by the compiler.
+        leaves = {name: leaf.reshape(-1).view(leaf.shape) if leaf.ndim > 1 else leaf for name, leaf in leaves.items()}
         call: dict[str, Any] = {"lengths": lengths, "noise": noise}
-        if key is None:
+        if not training:
             return *self._model.block(0, leaves, x, training=None, run=self._backend.apply, **call), None
-        training, fused = Training(Dropout(key)), parts(self._model, x, self._fused)
+        step, fused = Training(Dropout(key)), parts(self._model, x, self._fused)
         call["run"] = functools.partial(self._backend.apply, fused=fused)
-        passes = Passes(self._model, training, known, lengths)
-        x, statistics = self._model.block(0, leaves, x, training=training, **call, **passes.of(fused))
+        passes = Passes(self._model, step, known, lengths)
+        x, statistics = self._model.block(0, leaves, x, training=step, **call, **passes.of(fused))
         return x, statistics, passes.found
 
-    def _update(self, grads: dict[str, Tensor]) -> None:
-        """AdamW in place, the rate from the step count on the device."""
-        factor = self._schedule(self._steps.to(torch.float32))
+    def _update(self, grads: dict[str, Tensor], rates: list[Tensor]) -> None:
+        """AdamW in place, at the rate of each group."""
+        self._steps += 1
         done = self._steps.to(torch.float32)
-        for group, names in self._groups.items():
+        for (group, names), rate in zip(self._groups.items(), rates, strict=True):
             sources = (self._leaves, grads, self._moments, self._squares)
-            steps = [done.clone() for _ in names]
+            # The update reads the count of each leaf, and does not write it: one serves all.
             torch._fused_adamw_(
-                *([source[name] for name in names] for source in sources), [], [step.add_(1) for step in steps],
-                lr=factor * group.lr, beta1=0.9, beta2=0.999, weight_decay=group.weight_decay, eps=1e-8,
+                *([source[name] for name in names] for source in sources), [], [done] * len(names),
+                lr=rate, beta1=0.9, beta2=0.999, weight_decay=group.weight_decay, eps=1e-8,
                 amsgrad=False, maximize=False,
             )  # fmt: skip
-        self._steps += 1
 
     # --- CUDA graphs -------------------------------------------------------------------------------------------
 

@@ -165,6 +165,8 @@ class SequenceModel:
         activations: str | None = None,
         run: Callable[..., Array] = lambda layer, params, u, **call: layer.apply(params, u, **call),
         run_block: Callable[..., tuple] = lambda model, i, leaves, x, **call: model.block(i, leaves, x, **call),
+        run_encoder: Callable[..., Array] = lambda model, params, u, activations: model.encode(params, u, activations),
+        run_decoder: Callable[..., Array] = lambda model, params, x, lengths: model.decode(params, x, lengths),
     ) -> Any:
         """Outputs of the model on whole sequences.
 
@@ -179,6 +181,7 @@ class SequenceModel:
                 states, statistics and outputs keep theirs. Needs a backend whose kernels accept it.
             run: runs one layer; a backend passes its own.
             run_block: runs one block, as block does.
+            run_encoder, run_decoder: run what stands before and after all blocks, as encode and decode do.
 
         Returns:
             (..., d_output), or (..., L, d_output) without pooling; when training, that and a dict of the updated
@@ -192,17 +195,24 @@ class SequenceModel:
         lengths = self._lengths(u, lengths)
         self._check_noise(u, layer_noise)
         statistics: dict[str, Array] = {}
-        x = self._encode(params, u)
-        if activations is not None:
-            x = namespace(x).astype(x, getattr(namespace(x), activations))
+        x = run_encoder(self, params, u, activations)
         for i in range(self.n_layers):
             leaves = _Scope(params, f"blocks.{i}.").leaves("")
             noise = None if layer_noise is None else layer_noise[i]
             x, updated = run_block(self, i, leaves, x, lengths=lengths, training=training, noise=noise, run=run)
             statistics |= {f"blocks.{i}.{name}": value for name, value in updated.items()}
-        pooled = self._pool(astype(x, params["decoder.weight"]), lengths)
-        y = _linear(_Scope(params, ""), "decoder", self._join(params, pooled))
+        y = run_decoder(self, params, x, lengths)
         return (y, statistics) if training is not None else y
+
+    def encode(self, params: Parameters, u: Array, activations: str | None = None) -> Array:
+        """The first block's input (..., L, H) from u as its encoder takes it; see apply."""
+        x = self._encode(params, u)
+        return x if activations is None else namespace(x).astype(x, getattr(namespace(x), activations))
+
+    def decode(self, params: Parameters, x: Array, lengths: Array | None) -> Array:
+        """The model's outputs from the last block's (..., L, H): pooled, pairs compared, through the decoder."""
+        pooled = self._pool(astype(x, params["decoder.weight"]), lengths)
+        return _linear(_Scope(params, ""), "decoder", self._join(params, pooled))
 
     def block(
         self,
