@@ -45,12 +45,12 @@ def draws(H: int, seed: int, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
 
 
 def ends(each: SequenceModel, dtype: torch.dtype, lengths: torch.Tensor | None) -> list[list[torch.Tensor]]:
-    """Output, moments and gradients of a block's end, by array code and by the operator."""
+    """Output, moments and gradients of a block's end, by array code and by the operators of it."""
     H = each.layer.d_model
     shapes = {name: shape for name, shape in each.shapes().items() if "gate" in name or "value" in name}
     y, x, upstream, *weights = draws(H, 0, *[(B, L, H)] * 3, *shapes.values())
     results = []
-    for how in (set(), {"gate"}):
+    for how in (set(), {"gate"}, {"end"} if each.activation != "full_glu" else {"gate"}):
         leaves = [v.clone().requires_grad_() for v in (y.to(dtype), x.to(dtype), *(w / H**0.5 for w in weights))]
         named = dict(zip((name.removeprefix("blocks.0.") for name in shapes), leaves[2:], strict=True))
         training = Training(Dropout(torch.tensor(12345)))

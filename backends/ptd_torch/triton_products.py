@@ -25,14 +25,14 @@ def dot(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _accumulated(
-    u, weight, rows, columns, live, total, K,
+def accumulated(
+    u, weight, rows, columns, live, total, K: tl.constexpr,
     PRECISION: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Total + u weight^T of one tile."""
     for k0 in range(0, K, BK):
         k = k0 + tl.arange(0, BK)
-        inner = k < K
+        inner = k < K if K % BK else tl.full((BK,), 1, tl.int1)
         a = tl.load(u + rows.to(tl.int64)[:, None] * K + k[None, :], mask=live & inner[None, :], other=0.0)
         w = tl.load(weight + columns[None, :] * K + k[:, None], mask=inner[:, None], other=0.0)
         total = dot(a, w, total, PRECISION)
@@ -50,8 +50,8 @@ def _sum_of_products(
     columns = (tl.program_id(0) % tiles) * BN + tl.arange(0, BN)
     live = (rows < R)[:, None]
     total = tl.zeros((BM, BN), tl.float32)
-    total = _accumulated(u, weight, rows, columns, live, total, K, PRECISION, BK)
-    total = _accumulated(v, other, rows, columns, live, total, J, PRECISION, BK)
+    total = accumulated(u, weight, rows, columns, live, total, K, PRECISION, BK)
+    total = accumulated(v, other, rows, columns, live, total, J, PRECISION, BK)
     here = rows.to(tl.int64)[:, None] * N + columns[None, :]
     tl.store(y + here, total.to(y.dtype.element_ty), mask=live)
 
