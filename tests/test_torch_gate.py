@@ -45,12 +45,12 @@ def draws(H: int, seed: int, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
 
 
 def ends(each: SequenceModel, dtype: torch.dtype, lengths: torch.Tensor | None) -> list[list[torch.Tensor]]:
-    """Output, moments and gradients of a block's end, by array code and by the operators of it."""
+    """Output, moments and gradients of a block's end, by array code and by the operator."""
     H = each.layer.d_model
     shapes = {name: shape for name, shape in each.shapes().items() if "gate" in name or "value" in name}
     y, x, upstream, *weights = draws(H, 0, *[(B, L, H)] * 3, *shapes.values())
     results = []
-    for how in (set(), {"gate"}, {"end"} if each.activation != "full_glu" else {"gate"}):
+    for how in (set(), {"gate"}):
         leaves = [v.clone().requires_grad_() for v in (y.to(dtype), x.to(dtype), *(w / H**0.5 for w in weights))]
         named = dict(zip((name.removeprefix("blocks.0.") for name in shapes), leaves[2:], strict=True))
         training = Training(Dropout(torch.tensor(12345)))
@@ -130,7 +130,8 @@ def test_parts_are_chosen_by_table_or_by_name(monkeypatch):
     assert fused.parts(model(), x) == {"norm"}
     assert fused.parts(model(norm="layer"), x) == set()
     assert fused.parts(model(), x, ["gate", "chunks"]) == {"gate", "chunks"}
-    assert fused.parts(model(activation="gelu"), x, ["gate"]) == set()
+    assert fused.parts(model(activation="gelu"), x, ["gate", "end"]) == set()
+    assert fused.parts(model(activation="full_glu"), x, ["gate", "end"]) == {"gate"}
     assert fused.parts(model(), x.double(), ["gate"]) == set()
     with pytest.raises(ValueError, match="fused: expected one of"):
         fused.parts(model(), x, ["gates"])
@@ -139,7 +140,7 @@ def test_parts_are_chosen_by_table_or_by_name(monkeypatch):
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # of a sigmoid that is 0 then
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch 2.13's compiler of its own
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("names", [fused.PARTS, ("norm",), ("gate",)], ids=",".join)
+@pytest.mark.parametrize("names", [fused.PARTS, ("norm",), ("gate",), ("end",)], ids=",".join)
 def test_learner_trains_as_without_kernels(names, compiled, monkeypatch):
     each = model(n_layers=2, dropout=0.2, norm_momentum=0.5)
     params = each.initialize(np.random.default_rng(0))

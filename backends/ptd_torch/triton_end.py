@@ -27,14 +27,14 @@ _TWICE, _CUBIC = tl.constexpr(1.5957691216057308), tl.constexpr(0.044715)
 @triton.jit
 def gelu(y):
     """See ptd.model.gelu."""
-    return y * sigmoid(_TWICE * (y + _CUBIC * y * y * y))
+    return y * sigmoid((y + y * y * y * _CUBIC) * _TWICE)
 
 
 @triton.jit
 def gelu_slope(y):
     """The derivative of gelu."""
-    s = sigmoid(_TWICE * (y + _CUBIC * y * y * y))
-    return s + y * s * (1.0 - s) * _TWICE * (1.0 + 3.0 * _CUBIC * y * y)
+    s = sigmoid((y + y * y * y * _CUBIC) * _TWICE)
+    return s + y * s * (1.0 - s) * (1.0 + y * y * _CUBIC * 3.0) * _TWICE
 
 
 @triton.jit
@@ -105,7 +105,7 @@ def _backward(
     d = accumulated(dz + start, transposed, tl.arange(0, BM), columns, live, d, H, PRECISION, BK)
     d = d.to(dy.dtype.element_ty)
     # Stores nothing, but for it the compiler (3.6) keeps the layout of the product and moves all that follows into it.
-    tl.store(dy + start + here, d, mask=live & (R < 0))
+    tl.store(dy + start + here, d, mask=live & (rows < 0)[:, None])
     d = d.to(tl.float32)
     beside = tl.load(dkeep + start + here, mask=live, other=0.0).to(tl.float32)
     if not KEEPS_Y:
