@@ -125,7 +125,8 @@ def test_nothing_is_read_beyond_the_last_row():
     each = model("half_glu2", 64)
     y, x, weight, bias = draws(0, (1, 17, 64), (1, 17, 64), (64, 64), (64,))
     room_y, room_x = (torch.cat([v, torch.full((1, 31, 64), float("nan"))], dim=1) for v in (y, x))
-    out, found = fused_end(each, Training(Dropout(torch.tensor(1))), [room_y[:, :17], room_x[:, :17], weight, bias], None)
+    training = Training(Dropout(torch.tensor(1)))
+    out, found = fused_end(each, training, [room_y[:, :17], room_x[:, :17], weight, bias], None)
     expected, moments = plain_end(each, None, [y, x, weight, bias], None)
     assert_close([out, *found], [expected, *moments], rtol=1e-4, atol=1e-4)
 

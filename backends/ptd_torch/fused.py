@@ -21,7 +21,8 @@ from .scan import kernel_path
 PARTS = ("chunks", "states", "norm", "gate", "end")
 
 #: The widest H up to which each part is faster than the array code as compiled, by the dtype of activations. This is
-#: the one place that decides; 0 turns a part off. Measured on an H200, but for norm, states and end, which no GPU has timed.
+#: the one place that decides; 0 turns a part off. Measured on an H200, but for norm, states and end, which no GPU has
+#: timed.
 WIDEST = {
     torch.float32: {"chunks": 512, "states": 0, "norm": 0, "gate": 512, "end": 512},
     torch.bfloat16: {"chunks": 512, "states": 0, "norm": 0, "gate": 512, "end": 512},

@@ -7,12 +7,11 @@ Factors of products lie in memory, each along the inner dimension. Imported only
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import triton_columns, triton_gate
+from . import triton_columns
 from .triton_columns import placed, valid_rows
 from .triton_gate import dropped, masks, sigmoid, thresholds
 from .triton_products import accumulated, precision

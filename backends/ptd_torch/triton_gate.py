@@ -17,6 +17,7 @@ from .triton_columns import joined, placed, store_moments, valid_rows
 
 @triton.jit
 def sigmoid(x):
+    """1/(1 + e^-x)."""
     return 1.0 / (1.0 + tl.exp(-x))
 
 
