@@ -16,9 +16,9 @@ from .triton_columns import placed, valid_rows
 from .triton_gate import dropped, masks, sigmoid, thresholds
 from .triton_products import accumulated, precision
 
-#: Rows and outputs of a tile, inner elements a step, warps, stages. With 128 registers a thread or fewer two programs
-#: share a multiprocessor: one multiplies while the other reads and writes.
-TILE = (128, 128, 32, 8, 3)
+#: Rows and outputs of a tile, inner elements a step, warps, stages, and at most so many registers a thread, so that two
+#: programs share a multiprocessor: one multiplies while the other reads and writes.
+TILE = (128, 128, 32, 8, 3, 128)
 #: sqrt(8/pi) and the cubic factor of gelu (ptd.model.gelu): 0.5 (1 + tanh(v)) = sigmoid(2 v).
 _TWICE, _CUBIC = tl.constexpr(1.5957691216057308), tl.constexpr(0.044715)
 
@@ -162,7 +162,10 @@ def backward(
     return dy
 
 
-def _tile(H: int) -> tuple[dict[str, int], dict[str, int]]:
-    BM, BN, BK, warps, stages = TILE
+def _tile(H: int) -> tuple[dict[str, int], dict[str, int | None]]:
+    """Sizes of a tile, and what the compiler is asked for."""
+    BM, BN, BK, warps, stages, registers = TILE
     BN = max(b for b in (64, 128) if b <= BN and H % b == 0)
-    return {"BM": BM, "BN": BN, "BK": BK}, {"num_warps": warps, "num_stages": stages}
+    options = {"num_warps": warps, "num_stages": stages}
+    # Three products in place of one take more registers.
+    return {"BM": BM, "BN": BN, "BK": BK}, options | ({"maxnreg": registers} if precision() == "tf32" else {})
