@@ -25,7 +25,7 @@ def dot(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def accumulated(
+def _accumulated(
     u, weight, rows, columns, live, total, K: tl.constexpr,
     PRECISION: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -50,8 +50,8 @@ def _sum_of_products(
     columns = (tl.program_id(0) % tiles) * BN + tl.arange(0, BN)
     live = (rows < R)[:, None]
     total = tl.zeros((BM, BN), tl.float32)
-    total = accumulated(u, weight, rows, columns, live, total, K, PRECISION, BK)
-    total = accumulated(v, other, rows, columns, live, total, J, PRECISION, BK)
+    total = _accumulated(u, weight, rows, columns, live, total, K, PRECISION, BK)
+    total = _accumulated(v, other, rows, columns, live, total, J, PRECISION, BK)
     here = rows.to(tl.int64)[:, None] * N + columns[None, :]
     tl.store(y + here, total.to(y.dtype.element_ty), mask=live)
 
