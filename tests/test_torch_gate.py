@@ -130,7 +130,8 @@ def test_parts_are_chosen_by_table_or_by_name(monkeypatch):
     assert fused.parts(model(), x) == {"norm"}
     assert fused.parts(model(norm="layer"), x) == set()
     assert fused.parts(model(), x, ["gate", "chunks"]) == {"gate", "chunks"}
-    assert fused.parts(model(activation="gelu"), x, ["gate"]) == set()
+    assert fused.parts(model(activation="gelu"), x, ["gate", "end"]) == set()
+    assert fused.parts(model(activation="full_glu"), x, ["gate", "end"]) == {"gate"}
     assert fused.parts(model(), x.double(), ["gate"]) == set()
     with pytest.raises(ValueError, match="fused: expected one of"):
         fused.parts(model(), x, ["gates"])
@@ -139,7 +140,7 @@ def test_parts_are_chosen_by_table_or_by_name(monkeypatch):
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # of a sigmoid that is 0 then
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch 2.13's compiler of its own
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("names", [fused.PARTS, ("norm",), ("gate",)], ids=",".join)
+@pytest.mark.parametrize("names", [fused.PARTS, ("norm",), ("gate",), ("end",)], ids=",".join)
 def test_learner_trains_as_without_kernels(names, compiled, monkeypatch):
     each = model(n_layers=2, dropout=0.2, norm_momentum=0.5)
     params = each.initialize(np.random.default_rng(0))

@@ -11,19 +11,21 @@ from torch import Tensor
 from ptd import checks
 from ptd.model import SequenceModel, Training
 
+from .end import block_end
 from .gate import gated_sum
 from .norm import batch_normalized
 from .scan import kernel_path
 
 #: What may run as kernels: S5's chunked form as one operator, the states of its chunks of one sample in place of that,
-#: the batch norm's sums and moments, the gated sum; and, before the blocks, the embedding of tokens.
-PARTS = ("chunks", "states", "norm", "gate", "embedding")
+#: the batch norm's sums and moments, the gated sum, and in place of that all from the layer's output on; before the
+#: blocks, the embedding of tokens.
+PARTS = ("chunks", "states", "norm", "gate", "end", "embedding")
 
 #: The widest H up to which each part is faster than the array code as compiled, by the dtype of activations. This is
 #: the one place that decides; 0 turns a part off. Measured on an H200.
 WIDEST = {
-    torch.float32: {"chunks": 512, "states": 0, "norm": 512, "gate": 512, "embedding": 512},
-    torch.bfloat16: {"chunks": 512, "states": 0, "norm": 512, "gate": 512, "embedding": 512},
+    torch.float32: {"chunks": 512, "states": 0, "norm": 512, "gate": 512, "end": 512, "embedding": 512},
+    torch.bfloat16: {"chunks": 512, "states": 0, "norm": 512, "gate": 512, "end": 512, "embedding": 512},
 }
 
 #: Widths are a multiple of this: tiles are not masked over features.
@@ -53,12 +55,13 @@ def parts(model: SequenceModel, x: Tensor, wanted: Collection[str] | None = None
         "norm": model.norm == "batch" and model.prenorm,
         "gate": model.residual and model.activation != "gelu",
         "embedding": model.encoder == "embedding",
+        "end": model.residual and model.activation in ("half_glu1", "half_glu2"),
     }
     return frozenset(name for name in wanted if here[name])
 
 
 class Passes:
-    """What SequenceModel.block takes for one block: batch_norm and gated_sum, as kernels.
+    """What SequenceModel.block takes for one block: batch_norm, gated_sum and end, as kernels.
 
     Args:
         model: the model.
@@ -80,6 +83,8 @@ class Passes:
             named["batch_norm"] = self.batch_norm
         if "gate" in fused:
             named["gated_sum"] = self.gated_sum
+        if "end" in fused:
+            named["end"] = self.end
         return named
 
     def batch_norm(
@@ -95,6 +100,16 @@ class Passes:
         key = self._training.dropout.key() if model.dropout else None
         moments = self._known is not None
         out, found = gated_sum(keep, z, bias, x, key, self._lengths, model.dropout, model.tie_dropout, moments)
+        if moments:
+            self.found = found.detach()
+        return out
+
+    def end(self, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """See SequenceModel.block."""
+        model, moments = self._model, self._known is not None
+        keys = [self._training.dropout.key() if model.dropout else None for _ in ("gelu", "gate")]
+        how = (self._lengths, model.dropout, model.tie_dropout, model.activation == "half_glu2", moments)
+        out, found, _, _ = block_end(y, x, weight.to(y.dtype), bias, *keys, *how)
         if moments:
             self.found = found.detach()
         return out

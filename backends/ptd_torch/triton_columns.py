@@ -73,19 +73,26 @@ def _moments(
 
 
 @triton.jit
-def _combine(means, squares, counts, found, programs, H: tl.constexpr, PARTS: tl.constexpr, FEATURES: tl.constexpr):
-    """Mean and variance from those of all programs."""
+def _combine(
+    means, squares, counts, mean, square, total, programs, H: tl.constexpr, PARTS: tl.constexpr, FEATURES: tl.constexpr
+):
+    """The moments of PARTS programs as one; variance in place of squares where total, room for counts, is None."""
     columns = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
-    part = tl.arange(0, PARTS)
+    group = tl.program_id(1)
+    part = group * PARTS + tl.arange(0, PARTS)
     here, live = part[:, None] * H + columns[None, :], (part < programs)[:, None]
     n = tl.load(counts + part, mask=part < programs, other=0.0)
-    mean = tl.load(means + here, mask=live, other=0.0)
+    means = tl.load(means + here, mask=live, other=0.0)
     apart = tl.load(squares + here, mask=live, other=0.0)
-    count = tl.maximum(tl.sum(n, 0), 1.0)
-    whole = tl.sum(n[:, None] * mean, 0) / count
-    apart += n[:, None] * (mean - whole[None, :]) * (mean - whole[None, :])
-    tl.store(found + columns, whole)
-    tl.store(found + H + columns, tl.sum(apart, 0) / count)
+    count = tl.sum(n, 0)
+    whole = tl.sum(n[:, None] * means, 0) / tl.maximum(count, 1.0)
+    apart += n[:, None] * (means - whole[None, :]) * (means - whole[None, :])
+    tl.store(mean + group * H + columns, whole)
+    if total is None:
+        tl.store(square + columns, tl.sum(apart, 0) / tl.maximum(count, 1.0))
+    else:
+        tl.store(square + group * H + columns, tl.sum(apart, 0))
+        tl.store(total + group, count)
 
 
 @triton.jit
@@ -127,11 +134,13 @@ def moment_parts(x: Tensor, programs: int) -> tuple[Tensor, Tensor, Tensor]:
 def combined(means: Tensor, squares: Tensor, counts: Tensor) -> Tensor:
     """Mean and variance (2, H) from moment_parts."""
     programs, H = means.shape
+    groups = triton.cdiv(programs, PARTS)
     found = means.new_empty((2, H))
-    _combine[(H // FEATURES,)](
-        means, squares, counts, found, programs, H=H, PARTS=PARTS, FEATURES=FEATURES, num_warps=8
+    into = (found[0], found[1], None) if groups == 1 else moment_parts(means, groups)
+    _combine[(H // FEATURES, groups)](
+        means, squares, counts, *into, programs, H=H, PARTS=PARTS, FEATURES=FEATURES, num_warps=8
     )  # fmt: skip
-    return found
+    return found if groups == 1 else combined(*into)
 
 
 def total(parts: Tensor) -> Tensor:

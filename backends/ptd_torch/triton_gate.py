@@ -16,18 +16,23 @@ from .triton_columns import joined, placed, store_moments, valid_rows
 
 
 @triton.jit
-def _sigmoid(x):
+def sigmoid(x):
+    """1/(1 + e^-x)."""
     return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
-def _dropped(x, rows, columns, key, threshold, scale, H, L, DROPOUT: tl.constexpr):
-    """x with the mask of ptd_torch.dropout; DROPOUT is 0 for none, 1 for one per element, 2 for one tied over time."""
+def dropped(x, rows, first, columns, key, threshold, scale, H, L, DROPOUT: tl.constexpr):
+    """x with the mask of ptd_torch.dropout; rows from first on. DROPOUT is 0 for none, 1 for one per element, 2 for one
+    tied over time, 3 for that where all rows are of one sequence, so that each feature is hashed once."""
     if DROPOUT == 0:
         return x
     else:
-        place = (rows // L) if DROPOUT == 2 else rows
-        index = place[:, None] * H + columns[None, :]
+        if DROPOUT == 3:
+            index = ((first // L) * H + columns)[None, :]
+        else:
+            place = (rows // L) if DROPOUT == 2 else rows
+            index = place[:, None] * H + columns[None, :]
         bits = index.to(tl.uint32) + tl.load(key).to(tl.uint32)
         bits = (bits ^ (bits >> 16)) * tl.full((), 0x85EBCA6B, tl.uint32)
         bits = (bits ^ (bits >> 16)) * tl.full((), 0xC2B2AE35, tl.uint32)
@@ -50,7 +55,7 @@ def _forward(
         k = tl.load(keep + here, mask=live, other=0.0).to(tl.float32)
         gate = tl.load(z + here, mask=live, other=0.0).to(tl.float32)
         base = tl.load(x + here, mask=live, other=0.0).to(tl.float32)
-        t = _dropped(k * _sigmoid(gate + b), rows, columns, key, threshold, scale, H, L, DROPOUT)
+        t = dropped(k * sigmoid(gate + b), rows, tile * BM, columns, key, threshold, scale, H, L, DROPOUT)
         t = (base + t).to(out.dtype.element_ty)
         tl.store(out + here, t, mask=live)
         if MOMENTS:  # of what was stored: the next norm reads that
@@ -73,8 +78,8 @@ def _backward(
         d = tl.load(dout + here, mask=live, other=0.0).to(tl.float32)
         gate = tl.load(z + here, mask=live, other=0.0).to(tl.float32)
         k = tl.load(keep + here, mask=live, other=0.0).to(tl.float32)
-        s = _sigmoid(gate + b)
-        d = _dropped(d, rows, columns, key, threshold, scale, H, L, DROPOUT) * s
+        s = sigmoid(gate + b)
+        d = dropped(d, rows, tile * BM, columns, key, threshold, scale, H, L, DROPOUT) * s
         tl.store(dkeep + here, d.to(dkeep.dtype.element_ty), mask=live)
         d *= k * (1.0 - s)
         tl.store(dz + here, d.to(dz.dtype.element_ty), mask=live)
@@ -95,8 +100,8 @@ def forward(
     programs, tile = triton_columns.grid(R, H)
     parts = triton_columns.moment_parts(z, programs[0])
     _forward[programs](
-        keep, z, bias, x, key, lengths, out, *parts, R, L, *_thresholds(rate),
-        DROPOUT=_masks(key, tied), MOMENTS=moments, **tile,
+        keep, z, bias, x, key, lengths, out, *parts, R, L, *thresholds(rate),
+        DROPOUT=masks(key, tied, L, tile["BM"]), MOMENTS=moments, **tile,
     )  # fmt: skip
     return out, triton_columns.combined(*parts) if moments else bias.new_empty((2, H))
 
@@ -110,15 +115,19 @@ def backward(
     programs, tile = triton_columns.grid(R, H)
     sums = bias.new_empty((1, programs[0], H))
     _backward[programs](
-        dout, keep, z, bias, key, dkeep, dz, sums, R, L, *_thresholds(rate), DROPOUT=_masks(key, tied), **tile
+        dout, keep, z, bias, key, dkeep, dz, sums, R, L, *thresholds(rate),
+        DROPOUT=masks(key, tied, L, tile["BM"]), **tile,
     )  # fmt: skip
     return dkeep, dz, triton_columns.total(sums)[0]
 
 
-def _masks(key: Tensor | None, tied: bool) -> int:
-    return 0 if key is None else 2 if tied else 1
+def masks(key: Tensor | None, tied: bool, L: int, BM: int) -> int:
+    """DROPOUT of the kernels, for sequences of L rows and tiles of BM."""
+    if key is None or not tied:
+        return 0 if key is None else 1
+    return 2 if L % BM else 3
 
 
-def _thresholds(rate: float) -> tuple[int, float]:
+def thresholds(rate: float) -> tuple[int, float]:
     """From where on a hash of 32 bits keeps its element, and what the kept are multiplied by."""
     return int(rate * 2**32), 1 / (1 - rate)

@@ -26,13 +26,13 @@ def dot(a, b, total, PRECISION: tl.constexpr):
 
 @triton.jit
 def _accumulated(
-    u, weight, rows, columns, live, total, K,
+    u, weight, rows, columns, live, total, K: tl.constexpr,
     PRECISION: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Total + u weight^T of one tile."""
     for k0 in range(0, K, BK):
         k = k0 + tl.arange(0, BK)
-        inner = k < K
+        inner = k < K if K % BK else tl.full((BK,), 1, tl.int1)
         a = tl.load(u + rows.to(tl.int64)[:, None] * K + k[None, :], mask=live & inner[None, :], other=0.0)
         w = tl.load(weight + columns[None, :] * K + k[:, None], mask=inner[:, None], other=0.0)
         total = dot(a, w, total, PRECISION)

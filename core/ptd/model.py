@@ -226,6 +226,7 @@ class SequenceModel:
         run: Callable[..., Array],
         batch_norm: Callable[..., tuple[Array, Array, Array]] | None = None,
         gated_sum: Callable[..., Array] | None = None,
+        end: Callable[..., Array] | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """Block i on x (..., L, H), its leaves named within the block: its output and updated statistics.
 
@@ -238,6 +239,7 @@ class SequenceModel:
             lengths, training, noise, run: as in apply; noise that of this block.
             batch_norm: in place of the function of this name.
             gated_sum: in place of array code, from keep, z = W g, its bias and x: x + drop(keep sigmoid(z + bias)).
+            end: in place of finish, from the layer's output y, x, and the gate's weight and bias.
         """
         block = _Scope(leaves, "")
         statistics: dict[str, Array] = {}
@@ -248,7 +250,10 @@ class SequenceModel:
         if noise is not None:
             z = z + noise
         z = run(self.layer, block.leaves("layer."), z, lengths=lengths)
-        x = self.finish(leaves, z, x, training, gated_sum)
+        if end is None:
+            x = self.finish(leaves, z, x, training, gated_sum)
+        else:
+            x = end(z, x, block["gate.weight"], block["gate.bias"])
         return x if self.prenorm else norm(x), statistics
 
     def finish(

@@ -1,0 +1,90 @@
+"""The end of a block, gelu and gated sum with the product between them, as one torch operator, on Triton."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("ptd::block_end", mutates_args=())
+def block_end(
+    y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, first: Tensor | None, second: Tensor | None,
+    lengths: Tensor | None, rate: float, tied: bool, keeps_y: bool, moments: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """x + drop(keep sigmoid(g weight^T + bias)) with g = drop(gelu(y)); see ptd.model.SequenceModel.finish.
+
+    Args:
+        y, x: (..., L, H), of one dtype, float32 or bfloat16; H a multiple of 64.
+        weight: (H, H), of that dtype.
+        bias: float32 (H,).
+        first, second: keys of the two dropouts, ptd_torch.dropout.Dropout.key; None for no dropout.
+        lengths: integer (...), valid lengths, for the moments; or None.
+        rate, tied: of the dropouts; tied over time or not.
+        keeps_y: whether y is what the gate keeps (half_glu2), else g (half_glu1).
+        moments: whether these are wanted; else they are not set.
+
+    Returns:
+        out (..., L, H); its mean and variance over batch and valid time (2, H), float32, through which nothing
+        differentiates; and, for the gradient, g and the product z (..., L, H).
+    """
+    from . import triton_end
+
+    y, x, weight, bias, lengths = (None if v is None else v.contiguous() for v in (y, x, weight, bias, lengths))
+    g = triton_end.activated(y, first, rate, tied)
+    keep = y if keeps_y else g
+    z, out, found = triton_end.forward(g, weight, bias, keep, x, second, lengths, rate, tied, moments)
+    return out, found, g, z
+
+
+@block_end.register_fake
+def _(
+    y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, first: Tensor | None, second: Tensor | None,
+    lengths: Tensor | None, rate: float, tied: bool, keeps_y: bool, moments: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return y.new_empty(y.shape), bias.new_empty((2, len(bias))), y.new_empty(y.shape), y.new_empty(y.shape)
+
+
+@torch.library.custom_op("ptd::block_end_adjoint", mutates_args=())
+def block_end_adjoint(
+    dout: Tensor, y: Tensor, g: Tensor, z: Tensor, transposed: Tensor, bias: Tensor, first: Tensor | None,
+    second: Tensor | None, rate: float, tied: bool, keeps_y: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of block_end by y, weight and bias, from weight^T in memory; that by x is dout itself."""
+    from . import triton_end, triton_gate
+
+    dout, y, transposed, bias = (v.contiguous() for v in (dout, y, transposed, bias))
+    keep = y if keeps_y else g
+    dkeep, dz, dbias = triton_gate.backward(dout, keep, z, bias, second, rate, tied)
+    H = z.shape[-1]
+    dweight = dz.view(-1, H).t() @ g.view(-1, H)
+    return triton_end.backward(dz, transposed, y, dkeep, first, rate, tied, keeps_y), dweight, dbias
+
+
+@block_end_adjoint.register_fake
+def _(
+    dout: Tensor, y: Tensor, g: Tensor, z: Tensor, transposed: Tensor, bias: Tensor, first: Tensor | None,
+    second: Tensor | None, rate: float, tied: bool, keeps_y: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return z.new_empty(z.shape), z.new_empty(transposed.shape), bias.new_empty(bias.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    y, _, weight, bias, first, second, _, ctx.rate, ctx.tied, ctx.keeps_y, _ = inputs
+    ctx.save_for_backward(y, *output[2:], weight, bias, first, second)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, dout: Tensor | None, *_: Any) -> tuple:
+    if dout is None:
+        return (None,) * 11
+    y, g, z, weight, *rest = ctx.saved_tensors
+    # TF32 products read both factors along the inner dimension.
+    transposed = weight.t().contiguous()
+    call = (ctx.rate, ctx.tied, ctx.keeps_y)
+    dy, dweight, dbias = block_end_adjoint(dout.to(z.dtype), y, g, z, transposed, *rest, *call)
+    return dy, dout, dweight, dbias, *(None,) * 7
+
+
+block_end.register_autograd(_backward, setup_context=_setup_context)

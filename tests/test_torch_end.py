@@ -1,0 +1,140 @@
+"""The end of a block as one operator against core's array code, through Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import ptd
+from ptd import model as core
+from ptd.model import SequenceModel, Training
+from ptd_torch import fused
+from ptd_torch.dropout import Dropout
+from ptd_torch.end import block_end
+from ptd_torch.scan import kernel_path
+
+pytestmark = pytest.mark.skipif(
+    kernel_path(torch.device("cpu")) == "torch", reason="needs TRITON_INTERPRET=1 and Triton: nox -s triton-interpreter"
+)
+
+# Whole tiles of 16 rows, each of one sequence; and neither.
+EVEN, ODD = (2, 32), (3, 29)
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Several tiles of rows and of features; partial moments of two levels."""
+    from ptd_torch import triton_columns, triton_end
+
+    monkeypatch.setattr(triton_end, "TILE", (16, 64, 32, 4, 1, None))
+    monkeypatch.setattr(triton_columns, "PROGRAMS", 3)
+    monkeypatch.setattr(triton_columns, "PARTS", 4)
+
+
+def model(activation: str, H: int, dropout: float = 0.0, tied: bool = False) -> SequenceModel:
+    options = {"activation": activation, "dropout": dropout, "tie_dropout": tied}
+    return SequenceModel(ptd.S5(H, 4), n_layers=1, d_input=1, d_output=2, norm="batch", **options)
+
+
+def draws(seed: int, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, generator=rng) for shape in shapes]
+
+
+def lengths_of(shape: tuple[int, int]) -> torch.Tensor:
+    # Not side by side, as a column of a table.
+    return torch.tensor([[shape[1], 1], [0, 1], [17, 1]])[: shape[0], 0]
+
+
+def ends(
+    each: SequenceModel, dtype: torch.dtype, shape: tuple[int, int], lengths: torch.Tensor | None
+) -> list[list[torch.Tensor]]:
+    """Output, moments and gradients by y, x, weight and bias of a block's end, by array code and by the operator."""
+    H = each.layer.d_model
+    y, x, upstream, weight, bias = draws(0, *[(*shape, H)] * 3, (H, H), (H,))
+    results = []
+    for run in (plain_end, fused_end):
+        leaves = [y.to(dtype), x.to(dtype), weight / H**0.5, bias]
+        leaves = [v.clone().requires_grad_() for v in leaves]
+        training = Training(Dropout(torch.tensor(12345)))
+        out, found = run(each, training, leaves, lengths)
+        grads = torch.autograd.grad(out, leaves, upstream.to(dtype))
+        results.append([out.detach(), *found, *grads])
+    return results
+
+
+def plain_end(each, training, leaves, lengths):
+    y, x, weight, bias = leaves
+    out = each.finish({"gate.weight": weight, "gate.bias": bias}, y, x, training)
+    return out, core.moments(out.detach().float(), lengths)
+
+
+def fused_end(each, training, leaves, lengths):
+    passes = fused.Passes(each, training, torch.zeros(2, each.layer.d_model), lengths)
+    out = passes.of({"gate", "end"})["end"](*leaves)
+    return out, passes.found
+
+
+CASES = [
+    (model("half_glu2", 64), EVEN),
+    (model("half_glu1", 128, 0.3), EVEN),
+    (model("half_glu2", 192, 0.3, tied=True), EVEN),
+    (model("half_glu2", 64, 0.3), ODD),
+    (model("half_glu1", 64, 0.3, tied=True), ODD),
+]
+NAMED = pytest.mark.parametrize(
+    ("each", "shape"), CASES, ids=lambda v: f"{v.activation}-{v.layer.d_model}" if isinstance(v, SequenceModel) else ""
+)
+
+
+@NAMED
+@pytest.mark.parametrize("bounded", [False, True], ids=["whole", "lengths"])
+def test_end_equals_array_code(each, shape, bounded):
+    plain, kernels = ends(each, torch.float32, shape, lengths_of(shape) if bounded else None)
+    for expected, found in zip(plain, kernels, strict=True):
+        assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@NAMED
+def test_end_in_bfloat16_is_as_near_as_its_rounding(each, shape):
+    exact, _ = ends(each, torch.float32, shape, None)
+    _, kernels = ends(each, torch.bfloat16, shape, None)
+    for expected, found in zip(exact, kernels, strict=True):
+        assert_close(found.float(), expected, rtol=0, atol=0.03 * float(expected.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # of a sigmoid that is 0 then
+def test_gelu_and_its_slope_are_cores_and_its_derivative():
+    from ptd_torch import triton_end
+
+    y = torch.linspace(-20, 20, 16 * 64).view(1, 16, 64)
+    exact = y.double().requires_grad_()
+    expected = core.gelu(exact)
+    (slope,) = torch.autograd.grad(expected.sum(), exact)
+    found = triton_end.activated(y, None, 0.0, False)
+    # Of dg = 1, which is what the unit matrix makes of dz = 1.
+    of_ones = triton_end.backward(
+        torch.ones_like(y), torch.eye(64), y, torch.zeros_like(y), None, 0.0, False, keeps_y=True
+    )
+    assert_close(found.double(), expected.detach(), rtol=1e-6, atol=1e-6)
+    assert_close(of_ones.double(), slope, rtol=1e-6, atol=2e-6)
+
+
+def test_nothing_is_read_beyond_the_last_row():
+    each = model("half_glu2", 64)
+    y, x, weight, bias = draws(0, (1, 17, 64), (1, 17, 64), (64, 64), (64,))
+    room_y, room_x = (torch.cat([v, torch.full((1, 31, 64), float("nan"))], dim=1) for v in (y, x))
+    training = Training(Dropout(torch.tensor(1)))
+    out, found = fused_end(each, training, [room_y[:, :17], room_x[:, :17], weight, bias], None)
+    expected, moments = plain_end(each, None, [y, x, weight, bias], None)
+    assert_close([out, *found], [expected, *moments], rtol=1e-4, atol=1e-4)
+
+
+def test_operator_passes_torchs_own_checks():
+    y, x, weight, bias = (v.requires_grad_() for v in draws(0, (2, 20, 64), (2, 20, 64), (64, 64), (64,)))
+    torch.library.opcheck(
+        block_end,
+        (y, x, weight, bias, torch.tensor(3), torch.tensor(4), None, 0.5, False, True, True),
+        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+    )
