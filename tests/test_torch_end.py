@@ -27,7 +27,7 @@ def small_tiles(monkeypatch):
     """Several tiles of rows and of features; partial moments of two levels."""
     from ptd_torch import triton_columns, triton_end
 
-    monkeypatch.setattr(triton_end, "TILE", (16, 64, 32, 4, 1, None))
+    monkeypatch.setattr(triton_end, "TILE", dict.fromkeys(triton_end.TILE, (16, 64, 32, 4, 1, None)))
     monkeypatch.setattr(triton_columns, "PROGRAMS", 3)
     monkeypatch.setattr(triton_columns, "PARTS", 4)
 

@@ -7,6 +7,7 @@ Factors of products lie in memory, each along the inner dimension. Imported only
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,8 +18,8 @@ from .triton_gate import dropped, masks, sigmoid, thresholds
 from .triton_products import _accumulated, precision
 
 #: Rows and outputs of a tile, inner elements a step, warps, stages, and at most so many registers a thread, so that two
-#: programs share a multiprocessor: one multiplies while the other reads and writes.
-TILE = (128, 128, 32, 8, 3, 128)
+#: programs share a multiprocessor: one multiplies while the other reads and writes. A step reads rows of 128 bytes.
+TILE = {torch.float32: (128, 128, 32, 8, 3, 128), torch.bfloat16: (128, 128, 64, 8, 3, 128)}
 #: sqrt(8/pi) and the cubic factor of gelu (ptd.model.gelu): 0.5 (1 + tanh(v)) = sigmoid(2 v).
 _TWICE, _CUBIC = tl.constexpr(1.5957691216057308), tl.constexpr(0.044715)
 
@@ -137,7 +138,7 @@ def forward(
     """z, out and the moments of ptd_torch.end.block_end; arguments are contiguous."""
     R, L, H = triton_columns.sizes(g)
     z, out = g.new_empty(g.shape), g.new_empty(g.shape)
-    tile, options = _tile(H)
+    tile, options = _tile(H, g.dtype)
     tiles = triton.cdiv(R, tile["BM"])
     parts = triton_columns.moment_parts(g, tiles)
     _forward[(tiles * (H // tile["BN"]),)](
@@ -154,7 +155,7 @@ def backward(
     """The gradient by y, from those by z and keep and from weight^T, contiguous."""
     R, L, H = triton_columns.sizes(y)
     dy = y.new_empty(y.shape)
-    tile, options = _tile(H)
+    tile, options = _tile(H, y.dtype)
     _backward[(triton.cdiv(R, tile["BM"]) * (H // tile["BN"]),)](
         dz, transposed, y, dkeep, key, dy, R, L, *thresholds(rate), DROPOUT=masks(key, tied, L, tile["BM"]),
         KEEPS_Y=keeps_y, WHOLE=R % tile["BM"] == 0, PRECISION=precision(), H=H, **tile, **options,
@@ -162,10 +163,11 @@ def backward(
     return dy
 
 
-def _tile(H: int) -> tuple[dict[str, int], dict[str, int | None]]:
+def _tile(H: int, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int | None]]:
     """Sizes of a tile, and what the compiler is asked for."""
-    BM, BN, BK, warps, stages, registers = TILE
+    BM, BN, BK, warps, stages, registers = TILE[dtype]
     BN = max(b for b in (64, 128) if b <= BN and H % b == 0)
     options = {"num_warps": warps, "num_stages": stages}
-    # Three products in place of one take more registers.
-    return {"BM": BM, "BN": BN, "BK": BK}, options | ({"maxnreg": registers} if precision() == "tf32" else {})
+    # Three TF32 products in place of one take more registers.
+    wide = dtype == torch.float32 and precision() != "tf32"
+    return {"BM": BM, "BN": BN, "BK": BK}, options if wide else options | {"maxnreg": registers}
