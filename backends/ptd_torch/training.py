@@ -184,7 +184,7 @@ class TorchLearner:
     def _encoder_of(self, leaves: dict, u: Tensor) -> Tensor:
         dtype = torch.float32 if self._activations is None else getattr(torch, self._activations)
         fused = parts(self._model, leaves["encoder.bias"].new_empty(0, dtype=dtype), self._fused)
-        return encode(self._model, leaves, u, self._activations, fused)
+        return encode(self._model, _with_gradients_in_order(leaves), u, self._activations, fused)
 
     def _decoder_of(self, leaves: dict, x: Tensor, lengths: Tensor | None, targets: Tensor | None) -> Tensor:
         """Outputs, or with targets their loss."""
@@ -206,8 +206,7 @@ class TorchLearner:
         training: bool,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """A block, from the moments of its input, where its norm takes them, to those of its output."""
-        # The gradient of each, B's comes transposed, is laid out like the leaf in here, by the compiler.
-        leaves = {name: leaf.reshape(-1).view(leaf.shape) if leaf.ndim > 1 else leaf for name, leaf in leaves.items()}
+        leaves = _with_gradients_in_order(leaves)
         call: dict[str, Any] = {"lengths": lengths, "noise": noise}
         if not training:
             return *self._model.block(0, leaves, x, training=None, run=self._backend.apply, **call), None
@@ -267,6 +266,11 @@ class TorchLearner:
         return (
             host.to(self._device) if isinstance(host, Tensor) else torch.tensor(np.asarray(host), device=self._device)
         )
+
+
+def _with_gradients_in_order(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same leaves; a gradient that comes transposed, as B's does, is laid out like its leaf by the compiler."""
+    return {name: leaf.reshape(-1).view(leaf.shape) if leaf.ndim > 1 else leaf for name, leaf in leaves.items()}
 
 
 def _groups(optimizer: Optimizer, leaves: Mapping[str, Tensor]) -> dict[Any, list[str]]:
