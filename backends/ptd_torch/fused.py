@@ -15,15 +15,15 @@ from .gate import gated_sum
 from .norm import BatchNorm
 from .scan import kernel_path
 
-#: What may run as kernels: S5's chunked form as one operator, the states of its chunks of one sample in place of that,
-#: the batch norm's sums and moments, the gated sum.
-PARTS = ("chunks", "states", "norm", "gate")
+#: What may run as kernels: S5's chunked form as one operator, its chunks of one sample as another in place of that, the
+#: recurrence of either tile by tile, the batch norm's sums and moments, the gated sum.
+PARTS = ("chunks", "states", "tiles", "norm", "gate")
 
 #: The widest H up to which each part is faster than the array code as compiled, by the dtype of activations. This is
 #: the one place that decides; 0 turns a part off. Measured on an H200, but for norm and states, which no GPU has timed.
 WIDEST = {
-    torch.float32: {"chunks": 512, "states": 0, "norm": 0, "gate": 512},
-    torch.bfloat16: {"chunks": 512, "states": 0, "norm": 0, "gate": 512},
+    torch.float32: {"chunks": 512, "states": 512, "tiles": 512, "norm": 0, "gate": 512},
+    torch.bfloat16: {"chunks": 512, "states": 512, "tiles": 512, "norm": 0, "gate": 512},
 }
 
 #: torch 2.11 compiles the gradient of an autograd.Function from zeros in place of what comes in; 2.13 does it right.
@@ -53,6 +53,7 @@ def parts(model: SequenceModel, x: Tensor, wanted: Collection[str] | None = None
     here = {
         "chunks": True,
         "states": True,
+        "tiles": True,
         "norm": COMPILES_FUNCTIONS and model.norm == "batch" and model.prenorm,
         "gate": model.residual and model.activation != "gelu",
     }

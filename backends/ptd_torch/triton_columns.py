@@ -118,6 +118,17 @@ def _norm_sums(
     tl.store(parts + tl.num_programs(0) * H + here, tl.sum(product, 0) * inverse)
 
 
+@triton.jit
+def _dot(x, y, parts, R, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Sums over rows of x y."""
+    columns = tl.program_id(1) * BN + tl.arange(0, BN)
+    product = tl.zeros((BM, BN), tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
+        _, live, here = placed(tile, R, H, columns, BM)
+        product += tl.load(x + here, mask=live, other=0.0).to(tl.float32) * tl.load(y + here, mask=live, other=0.0)
+    tl.store(parts + tl.program_id(0) * H + columns, tl.sum(product, 0))
+
+
 # --- launches ----------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +180,15 @@ def norm_sums(dy: Tensor, x: Tensor, moments: Tensor, epsilon: float) -> Tensor:
     parts = moments.new_empty((2, programs[0], H))
     _norm_sums[programs](dy, x, moments, parts, R, epsilon, **tile)
     return total(parts)
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """The sums (H,), float32, over rows of x y, both contiguous (R, H)."""
+    R, H = x.shape
+    programs, tile = grid(R, H)
+    parts = x.new_empty((1, programs[0], H), dtype=torch.float32)
+    _dot[programs](x, y, parts, R, **tile)
+    return total(parts)[0]
 
 
 def sizes(x: Tensor) -> tuple[int, int, int]:

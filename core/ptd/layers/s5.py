@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from .. import checks
@@ -112,28 +111,29 @@ class S5(DiagonalLayer):
     def chunked(
         self, params: Parameters, signal: Signal, x0: Array | None, return_state: bool, kernels: Kernels
     ) -> tuple[Array, Array | None]:
-        both_ways, L = kernels.both_ways, signal.u.shape[-2]
-        if both_ways is None or x0 is not None or return_state or kernels.chunk_length(self, L) > 1:
+        L, by_states = signal.u.shape[-2], kernels.both_ways or kernels.mixing_states
+        if by_states is None or x0 is not None or return_state or kernels.chunk_length(self, L) > 1:
             return super().chunked(params, signal, x0, return_state, kernels)
-        return self._sample_by_sample(params, signal, both_ways), None
+        return self._sample_by_sample(params, signal, kernels), None
 
-    def _sample_by_sample(
-        self, params: Parameters, signal: Signal, both_ways: Callable[[Array, Array, int], Array]
-    ) -> Array:
+    def _sample_by_sample(self, params: Parameters, signal: Signal, kernels: Kernels) -> Array:
         """Chunks of one sample, from rest: y = w Re(C x) + D u with the states after each sample of all directions.
 
         They have one drive, and nothing goes from sample to output but D u: 6 H^2 operations a sample less, with the
         gradient, than by the states that enter.
         """
         Lambda_bar, gain = self.discretized(params, signal.step_scale)
-        xp, u, B = namespace(params["log_step"]), signal.u, self.input_rows(params, gain)
-        drive = u @ astype(xp.concat([real(B), imag(B)], axis=-1), u)
-        names = self._C_names()
-        C = [self.complex_leaf(params, name) for name in names]
-        out = xp.concat([part.T * self.weight for c in C for part in (real(c), -imag(c))], axis=0)
-        states = both_ways(Lambda_bar, xp.reshape(drive, (*u.shape[:-1], 2, self.modes)), len(names))
-        y = xp.reshape(states, (*u.shape[:-1], out.shape[0])) @ astype(out, u)
-        return y + astype(params["D"], u) * u if self.skip else y
+        xp, u, B = namespace(params["log_step"]), signal.u, self.input_rows(params, gain).T
+        into = xp.concat([real(B), imag(B)], axis=0)
+        C = [self.complex_leaf(params, name) for name in self._C_names()]
+        out = self.weight * xp.concat([part for c in C for part in (real(c), -imag(c))], axis=-1)
+        skip = params["D"] if self.skip else None
+        if kernels.mixing_states is not None:
+            return kernels.mixing_states(u, Lambda_bar, into, out, skip)
+        drive = xp.reshape(linear(u, astype(into, u)), (*u.shape[:-1], 2, self.modes))
+        states = kernels.both_ways(Lambda_bar, drive, len(C))
+        y = linear(xp.reshape(states, (*u.shape[:-1], out.shape[-1])), astype(out, u))
+        return y if skip is None else y + astype(skip, u) * u
 
     def state_planes(self, x: Array) -> Array:
         return as_planes(x)
