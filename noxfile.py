@@ -60,7 +60,7 @@ def triton_interpreter(session: nox.Session) -> None:
     session.install("triton>=3.4")
     clauses = [part for clause in ("K1", "K2", "K6", "L15", "L17", "G5", "G7") for part in ("--only", clause)]
     environment = {"TRITON_INTERPRET": "1"}
-    tests = [f"tests/test_torch_{name}.py" for name in ("scan", "gate", "chunked", "per_feature")]
+    tests = [f"tests/test_torch_{name}.py" for name in ("scan", "gate", "chunked", "states", "per_feature")]
     session.run("python", "-m", "pytest", *tests, env=environment)
     session.run("ptd", "conformance", "--backend", "torch", *clauses, *session.posargs, env=environment)
 

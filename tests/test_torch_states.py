@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 import ptd
 import ptd_torch.states as operators
+from ptd.speed import TRAINING_STEPS
 from ptd_torch import backend, kernels
 from ptd_torch.from_rest import drive_gradient, states_from_rest
 from ptd_torch.scan import kernel_path
@@ -23,6 +24,15 @@ ON_TRITON = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1
 def draws(*shapes, dtype=torch.float32):
     rng = torch.Generator().manual_seed(0)
     return [torch.randn(*shape, generator=rng).to(dtype) for shape in shapes]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Several tiles in few rows."""
+    if INTERPRETED:
+        from ptd_torch import triton_states
+
+        monkeypatch.setattr(triton_states, "ROWS", 4)
 
 
 @pytest.fixture
@@ -41,7 +51,7 @@ def outputs_and_gradients(layer, leaves, u, fused, dtype, activations):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize(("L", "dtype", "tiled"), [
-    (1, "float32", ("tiles",)), (23, "float64", ("tiles",)), (23, "float32", ("tiles",)), (23, "float32", ()),
+    (1, "float32", ("tiles",)), (10, "float64", ("tiles",)), (10, "float32", ("tiles",)), (10, "float32", ()),
 ])  # fmt: skip
 def test_layer_by_its_operator_equals_layer(bidirectional, L, dtype, tiled, one_sample, monkeypatch):
     run, shapes = operators.states_form, []
@@ -49,9 +59,7 @@ def test_layer_by_its_operator_equals_layer(bidirectional, L, dtype, tiled, one_
     layer = ptd.S5(64, 6, bidirectional=bidirectional)
     leaves = ptd.initialize(layer, np.random.default_rng(0), init="legs")
     (u,) = draws((2, L, 64))
-    plain, fused = (
-        outputs_and_gradients(layer, leaves, u, names, dtype, dtype) for names in ((), ("states", *tiled))
-    )
+    plain, fused = (outputs_and_gradients(layer, leaves, u, names, dtype, dtype) for names in ((), ("states", *tiled)))
     close = {"float64": 1e-10, "float32": 1e-5}[dtype]
     for expected, found in zip(plain, fused, strict=True):
         assert_close(found, expected, rtol=0, atol=close * float(expected.abs().max()))
@@ -61,7 +69,7 @@ def test_layer_by_its_operator_equals_layer(bidirectional, L, dtype, tiled, one_
 def test_layer_without_skip_and_with_narrow_activations_has_every_gradient(one_sample):
     layer = ptd.S5(64, 6, bidirectional=True, skip=False)
     leaves = ptd.initialize(layer, np.random.default_rng(0), init="legs")
-    (u,) = draws((2, 23, 64))
+    (u,) = draws((2, 10, 64))
     wide = outputs_and_gradients(layer, leaves, u, (), "float32", "float32")
     narrow = outputs_and_gradients(layer, leaves, u, ("states", "tiles"), "float32", "bfloat16")
     assert narrow[0].dtype == narrow[1].dtype == torch.bfloat16
@@ -85,8 +93,8 @@ def by_loop(a, drive, directions, exclusive):
 
 
 @pytest.mark.parametrize(("R", "n", "M", "directions", "given", "exclusive"), [
-    (3, 1, 5, 2, 1, False), (2, 37, 5, 2, 1, False), (2, 37, 5, 1, 1, False), (1, 48, 32, 2, 1, False),
-    (1, 48, 32, 2, 2, True), (2, 37, 5, 2, 2, True), (2, 21, 5, 1, 1, True),
+    (3, 1, 5, 2, 1, False), (2, 13, 5, 2, 1, False), (2, 13, 5, 1, 1, False), (1, 12, 64, 2, 1, False),
+    (1, 12, 64, 2, 2, True), (2, 13, 5, 2, 2, True), (2, 9, 5, 1, 1, True),
 ])  # fmt: skip
 def test_states_and_gradients_tile_by_tile_are_the_loops(R, n, M, directions, given, exclusive):
     a, drive, upstream = draws((2, M), (R, n, given, 2, M), (R, n, directions, 2, M))
@@ -102,11 +110,16 @@ def test_states_and_gradients_tile_by_tile_are_the_loops(R, n, M, directions, gi
         assert_close(found.double(), exact_one, rtol=0, atol=atol)
 
 
+def test_chunks_on_a_gpu_are_of_one_sample_where_the_direct_product_costs_more_than_states():
+    chosen = {name: kernels.chunk_length_on_gpu(row.model().layer, row.length) for name, row in TRAINING_STEPS.items()}
+    assert chosen == {"ListOps": 1, "Text": 1, "Image": 1, "Pathfinder": 1, "Retrieval": 2, "Path-X": 2}
+
+
 @ON_TRITON
 def test_gradient_over_spans_of_tiles_is_that_of_single_tiles(monkeypatch):
     from ptd_torch import triton_states
 
-    a, grad, states = draws((2, 5), (2, 90, 2, 2, 5), (2, 90, 2, 2, 5))
+    a, grad, states = draws((2, 5), (2, 22, 2, 2, 5), (2, 22, 2, 2, 5))
     a = (0.6 * a).clamp(-0.6, 0.6)
     single = triton_states.adjoint(a, grad, states, shared=True, exclusive=False)
     monkeypatch.setattr(triton_states, "PROGRAMS", 2)
