@@ -20,7 +20,7 @@ from .scan import kernel_path
 PARTS = ("chunks", "states", "tiles", "norm", "gate")
 
 #: The widest H up to which each part is faster than the array code as compiled, by the dtype of activations. This is
-#: the one place that decides; 0 turns a part off. Measured on an H200, but for norm and states, which no GPU has timed.
+#: the one place that decides; 0 turns a part off. Measured on an H200, but for norm and tiles, which no GPU has timed.
 WIDEST = {
     torch.float32: {"chunks": 512, "states": 512, "tiles": 512, "norm": 0, "gate": 512},
     torch.bfloat16: {"chunks": 512, "states": 512, "tiles": 512, "norm": 0, "gate": 512},
