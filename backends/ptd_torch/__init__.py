@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -21,10 +22,11 @@ from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
 from ptd.portable import PortableBackend
 
-from .chunked import both_ways, mixing_chunks
+from .chunked import mixing_chunks
 from .compilation import compiled
 from .kernels import KERNELS, exact_matmul
 from .scan import kernel_path
+from .states import mixing_states
 
 _compatible = array_api_compat.array_namespace(torch.zeros(0))
 xp = types.ModuleType(_compatible.__name__)
@@ -84,12 +86,13 @@ class TorchBackend(PortableBackend):
     def apply(
         self, layer: Layer, params: Mapping[str, Tensor], u: Tensor, *, fused: Collection[str] = (), **call: Any
     ) -> Any:
-        """See ptd.contract.Backend; fused names kernels that have a first derivative only, "chunks" and "states"."""
+        """See ptd.contract.Backend; fused names kernels with a first derivative only: "chunks", "states", "tiles"."""
         kernels = KERNELS[u.device.type] if isinstance(u, Tensor) else self.kernels
+        tiled = "tiles" in fused
         if "chunks" in fused:
-            kernels = dataclasses.replace(kernels, mixing_chunks=mixing_chunks)
+            kernels = dataclasses.replace(kernels, mixing_chunks=functools.partial(mixing_chunks, tiled=tiled))
         if "states" in fused:
-            kernels = dataclasses.replace(kernels, both_ways=both_ways)
+            kernels = dataclasses.replace(kernels, mixing_states=functools.partial(mixing_states, tiled=tiled))
         layer.check_call(params, u, activations=kernels.activations, **call)  # while host values still are
         return layer.apply(params, _autocast(u), kernels=kernels, **_as_tensors(call, u))
 

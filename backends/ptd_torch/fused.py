@@ -16,16 +16,16 @@ from .gate import gated_sum
 from .norm import batch_normalized
 from .scan import kernel_path
 
-#: What may run as kernels: S5's chunked form as one operator, the states of its chunks of one sample in place of that,
-#: the batch norm's sums and moments, the gated sum, and in place of that all from the layer's output on; before the
-#: blocks, the embedding of tokens.
-PARTS = ("chunks", "states", "norm", "gate", "end", "embedding")
+#: What may run as kernels: S5's chunked form as one operator, its chunks of one sample as another in place of that, the
+#: recurrence of either tile by tile, the batch norm's sums and moments, the gated sum, in place of that all from the
+#: layer's output on; before the blocks, the embedding of tokens.
+PARTS = ("chunks", "states", "tiles", "norm", "gate", "end", "embedding")
 
 #: The widest H up to which each part is faster than the array code as compiled, by the dtype of activations. This is
 #: the one place that decides; 0 turns a part off. Measured on an H200.
 WIDEST = {
-    torch.float32: {"chunks": 512, "states": 0, "norm": 512, "gate": 512, "end": 512, "embedding": 512},
-    torch.bfloat16: {"chunks": 512, "states": 0, "norm": 512, "gate": 512, "end": 512, "embedding": 512},
+    torch.float32: dict.fromkeys(PARTS, 512),
+    torch.bfloat16: dict.fromkeys(PARTS, 512),
 }
 
 #: Widths are a multiple of this: tiles are not masked over features.
@@ -52,6 +52,7 @@ def parts(model: SequenceModel, x: Tensor, wanted: Collection[str] | None = None
     here = {
         "chunks": True,
         "states": True,
+        "tiles": True,
         "norm": model.norm == "batch" and model.prenorm,
         "gate": model.residual and model.activation != "gelu",
         "embedding": model.encoder == "embedding",

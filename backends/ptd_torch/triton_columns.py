@@ -105,6 +105,17 @@ def _total(parts, found, programs, H: tl.constexpr, PARTS: tl.constexpr, FEATURE
     tl.store(found + tl.program_id(1) * H + columns, tl.sum(values, 0))
 
 
+@triton.jit
+def _dot(x, y, parts, R, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Sums over rows of x y."""
+    columns = tl.program_id(1) * BN + tl.arange(0, BN)
+    product = tl.zeros((BM, BN), tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
+        _, live, here = placed(tile, R, H, columns, BM)
+        product += tl.load(x + here, mask=live, other=0.0).to(tl.float32) * tl.load(y + here, mask=live, other=0.0)
+    tl.store(parts + tl.program_id(0) * H + columns, tl.sum(product, 0))
+
+
 # --- launches ----------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +160,15 @@ def total(parts: Tensor) -> Tensor:
     found = parts.new_empty((K, H))
     _total[(H // FEATURES, K)](parts, found, programs, H=H, PARTS=PARTS, FEATURES=FEATURES, num_warps=8)
     return found
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """The sums (H,), float32, over rows of x y, both contiguous (R, H)."""
+    R, H = x.shape
+    programs, tile = grid(R, H)
+    parts = x.new_empty((1, programs[0], H), dtype=torch.float32)
+    _dot[programs](x, y, parts, R, **tile)
+    return total(parts)[0]
 
 
 def sizes(x: Tensor) -> tuple[int, int, int]:

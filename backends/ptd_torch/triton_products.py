@@ -14,6 +14,8 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 #: Rows and outputs of a tile, inner elements a step, warps, stages: the fastest of four on an H200 in both dtypes.
 TILE = (128, 128, 32, 8, 3)
+#: The same for a product with its skip, by dtype.
+SKIP_TILE = {torch.float32: (128, 128, 32, 8, 3), torch.bfloat16: (128, 128, 64, 8, 3)}
 
 
 @triton.jit
@@ -56,6 +58,28 @@ def _sum_of_products(
     tl.store(y + here, total.to(y.dtype.element_ty), mask=live)
 
 
+@triton.jit
+def _product_and_skip(
+    x, weight, skip, u, other, y, sums, R, K: tl.constexpr, N: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """A tile of x weight^T + skip u, and with other its sums over rows of u other."""
+    tiles: tl.constexpr = N // BN
+    block = tl.program_id(0) // tiles
+    rows = block * BM + tl.arange(0, BM)
+    columns = (tl.program_id(0) % tiles) * BN + tl.arange(0, BN)
+    live = (rows < R)[:, None]
+    total = tl.zeros((BM, BN), tl.float32)
+    total = _accumulated(x, weight, rows, columns, live, total, K, PRECISION, BK)
+    here = rows.to(tl.int64)[:, None] * N + columns[None, :]
+    beside = tl.load(u + here, mask=live, other=0.0).to(tl.float32)
+    total += tl.load(skip + columns).to(tl.float32)[None, :] * beside
+    tl.store(y + here, total.to(y.dtype.element_ty), mask=live)
+    if other is not None:
+        beside *= tl.load(other + here, mask=live, other=0.0).to(tl.float32)
+        tl.store(sums + block * N + columns, tl.sum(beside, 0))
+
+
 def sum_of_products(u: Tensor, weight: Tensor, v: Tensor, other: Tensor) -> Tensor:
     """u weight^T + v other^T of contiguous rows u (R, K) and v (R, J), weight (N, K) and other (N, J)."""
     (R, K), N, J = u.shape, len(weight), v.shape[-1]
@@ -67,6 +91,23 @@ def sum_of_products(u: Tensor, weight: Tensor, v: Tensor, other: Tensor) -> Tens
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return y
+
+
+def product_and_skip(
+    x: Tensor, weight: Tensor, skip: Tensor, u: Tensor, other: Tensor | None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """x weight^T + skip u of contiguous rows x (R, K) and u (R, N), and the sums (N,) over rows of u other."""
+    (R, K), N = x.shape, len(weight)
+    BM, BN, BK, warps, stages = SKIP_TILE[x.dtype]
+    BN = max(b for b in (64, 128, 256) if b <= BN and N % b == 0)
+    y = torch.empty_like(u)
+    blocks = triton.cdiv(R, BM)
+    sums = skip.new_empty((0 if other is None else blocks, N), dtype=torch.float32)
+    _product_and_skip[(blocks * (N // BN),)](
+        x, weight, skip, u, other, y, sums, R, K=K, N=N, PRECISION=precision(), BM=BM, BN=BN, BK=BK,
+        num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return y, sums.sum(0).to(skip.dtype)
 
 
 def precision() -> str:

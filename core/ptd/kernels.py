@@ -45,6 +45,10 @@ class Kernels:
     #: The states after each sample of a run from rest, in D directions from one drive, if S5's chunks of one sample are
     #: to run by them: from Lambda_bar (M,), drive real (..., L, 2, M) and D to real (..., L, D, 2, M).
     both_ways: Callable[[Array, Array, int], Array] | None = None
+    #: S5's chunks of one sample, from rest, as a whole, if there is such a kernel: from u (..., L, H), Lambda_bar (M,),
+    #: into (2 M, H), out (H, D 2 M) and skip (H,) or None to y = out x + skip u (..., L, H), with x the states after
+    #: each sample as both_ways gives them of the drive into u.
+    mixing_states: Callable[..., Array] | None = None
     #: The form that is fastest here, by the kind of a layer; layers not named run in their own default form.
     forms: Mapping[str, str] = field(default_factory=dict)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -112,28 +113,25 @@ class S5(DiagonalLayer):
     def chunked(
         self, params: Parameters, signal: Signal, x0: Array | None, return_state: bool, kernels: Kernels
     ) -> tuple[Array, Array | None]:
-        both_ways, L = kernels.both_ways, signal.u.shape[-2]
-        if both_ways is None or x0 is not None or return_state or kernels.chunk_length(self, L) > 1:
+        L, by_states = signal.u.shape[-2], kernels.mixing_states
+        if by_states is None and kernels.both_ways is not None:
+            by_states = functools.partial(_mixing_states, kernels.both_ways)
+        if by_states is None or x0 is not None or return_state or kernels.chunk_length(self, L) > 1:
             return super().chunked(params, signal, x0, return_state, kernels)
-        return self._sample_by_sample(params, signal, both_ways), None
+        return self._sample_by_sample(params, signal, by_states), None
 
-    def _sample_by_sample(
-        self, params: Parameters, signal: Signal, both_ways: Callable[[Array, Array, int], Array]
-    ) -> Array:
+    def _sample_by_sample(self, params: Parameters, signal: Signal, by_states: Callable[..., Array]) -> Array:
         """Chunks of one sample, from rest: y = w Re(C x) + D u with the states after each sample of all directions.
 
         They have one drive, and nothing goes from sample to output but D u: 6 H^2 operations a sample less, with the
         gradient, than by the states that enter.
         """
         Lambda_bar, gain = self.discretized(params, signal.step_scale)
-        xp, u, B = namespace(params["log_step"]), signal.u, self.input_rows(params, gain)
-        drive = u @ astype(xp.concat([real(B), imag(B)], axis=-1), u)
-        names = self._C_names()
-        C = [self.complex_leaf(params, name) for name in names]
-        out = xp.concat([part.T * self.weight for c in C for part in (real(c), -imag(c))], axis=0)
-        states = both_ways(Lambda_bar, xp.reshape(drive, (*u.shape[:-1], 2, self.modes)), len(names))
-        y = xp.reshape(states, (*u.shape[:-1], out.shape[0])) @ astype(out, u)
-        return y + astype(params["D"], u) * u if self.skip else y
+        xp, B = namespace(params["log_step"]), self.input_rows(params, gain).T
+        into = xp.concat([real(B), imag(B)], axis=0)
+        C = [self.complex_leaf(params, name) for name in self._C_names()]
+        out = self.weight * xp.concat([part for c in C for part in (real(c), -imag(c))], axis=-1)
+        return by_states(signal.u, Lambda_bar, into, out, params["D"] if self.skip else None)
 
     def state_planes(self, x: Array) -> Array:
         return as_planes(x)
@@ -145,3 +143,15 @@ class S5(DiagonalLayer):
         """Chunks (..., n, T, H) as (..., n, T H)."""
         *rows, T, H = u.shape
         return namespace(u).reshape(u, (*rows, T * H))
+
+
+def _mixing_states(
+    both_ways: Callable[[Array, Array, int], Array],
+    u: Array, Lambda_bar: Array, into: Array, out: Array, skip: Array | None,
+) -> Array:  # fmt: skip
+    """ptd.kernels.Kernels.mixing_states from Kernels.both_ways."""
+    xp, rows, (width, _) = namespace(u), u.shape[:-1], into.shape
+    drive = xp.reshape(linear(u, astype(into, u)), (*rows, 2, width // 2))
+    states = both_ways(Lambda_bar, drive, out.shape[-1] // width)
+    y = linear(xp.reshape(states, (*rows, out.shape[-1])), astype(out, u))
+    return y if skip is None else y + astype(skip, u) * u
