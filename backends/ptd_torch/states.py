@@ -20,6 +20,7 @@ def mixing_states(
 ) -> Tensor:
     """See ptd.kernels.Kernels.mixing_states; tiled computes the states by ptd_torch.triton_states where it can."""
     *batch, n, H = u.shape
+    into, out = into.to(u.dtype), out.to(u.dtype)  # where a compiler sees it, as in ptd_torch.chunked
     added = skip is None or joined(u, out)
     y, _ = states_form(u.reshape(math.prod(batch), n, H), as_planes(Lambda_bar), into, out, skip, added, tiled)
     y = y.view(u.shape)
@@ -43,7 +44,7 @@ def states_form(
     Args:
         u: (R, n, H).
         a: (2, M), the decay of a sample.
-        into, out: (2 M, H) and (H, D 2 M); products run in the dtype of u.
+        into, out: (2 M, H) and (H, D 2 M), in the dtype of u.
         skip: (H,) or None.
         added: whether y has skip u. Else the caller adds it, and takes the gradient by u of what it adds; that by skip
             is the operator's in either case.
@@ -54,7 +55,7 @@ def states_form(
     """
     (R, n, H), M = u.shape, a.shape[-1]
     rows = u.reshape(R * n, H)
-    drive = (rows @ into.to(u.dtype).t()).view(R, n, 1, 2, M)
+    drive = (rows @ into.t()).view(R, n, 1, 2, M)
     states = states_from_rest(a, drive, out.shape[-1] // (2 * M), tiled=tiled)
     y = product(states.view(R * n, out.shape[-1]), out, skip if added else None, rows)
     return y.view(R, n, H), states
@@ -78,16 +79,15 @@ def states_form_adjoint(
     (R, n, H), M = u.shape, a.shape[-1]
     rows, dy = u.reshape(R * n, H), dy.reshape(R * n, H)
     # TF32 products are half again as fast where both factors lie along the inner dimension (benchmarks/notes.md).
-    entering = (dy @ inner_last(out.to(u.dtype))).view(states.shape)
+    entering = (dy @ inner_last(out)).view(states.shape)
     drive, grad_a = drive_gradient(a, entering, states, tiled=tiled, shared=True)
     drive = drive.view(R * n, 2 * M)
     if skip is not None and added:
         du, dskip = product_and_sums(drive, into.t(), skip, dy, rows)
     else:
-        du = drive @ inner_last(into.to(u.dtype))
+        du = drive @ inner_last(into)
         dskip = a.new_empty(0) if skip is None else dot_columns(dy, rows, skip.dtype)
-    grads = (drive.t() @ rows, dy.t() @ states.view(R * n, out.shape[-1]))
-    return du.view(u.shape), grad_a, *(grad.to(a.dtype) for grad in grads), dskip
+    return du.view(u.shape), grad_a, drive.t() @ rows, dy.t() @ states.view(R * n, out.shape[-1]), dskip
 
 
 @states_form_adjoint.register_fake
