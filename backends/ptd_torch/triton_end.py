@@ -15,7 +15,7 @@ from torch import Tensor
 from . import triton_columns
 from .triton_columns import placed, valid_rows
 from .triton_gate import dropped, masks, sigmoid, thresholds
-from .triton_products import _accumulated, precision
+from .triton_products import accumulated, precision
 
 #: Rows and outputs of a tile, inner elements a step, warps, stages, and at most so many registers a thread, so that two
 #: programs share a multiprocessor: one multiplies while the other reads and writes. A step reads rows of 128 bytes.
@@ -71,7 +71,7 @@ def _forward(
     columns = (tl.program_id(0) % (H // BN)) * BN + tl.arange(0, BN)
     rows, start, live, here = _tile_of(tile, R, columns, WHOLE, H, BM)
     total = tl.zeros((BM, BN), tl.float32)
-    total = _accumulated(g + start, weight, tl.arange(0, BM), columns, live, total, H, PRECISION, BK)
+    total = accumulated(g + start, weight, tl.arange(0, BM), columns, live, total, H, PRECISION, BK)
     kept = total.to(z.dtype.element_ty)
     tl.store(z + start + here, kept, mask=live)
     gate = sigmoid(kept.to(tl.float32) + tl.load(bias + columns)[None, :])
@@ -102,7 +102,7 @@ def _backward(
     columns = (tl.program_id(0) % (H // BN)) * BN + tl.arange(0, BN)
     rows, start, live, here = _tile_of(tile, R, columns, WHOLE, H, BM)
     d = tl.zeros((BM, BN), tl.float32)
-    d = _accumulated(dz + start, transposed, tl.arange(0, BM), columns, live, d, H, PRECISION, BK)
+    d = accumulated(dz + start, transposed, tl.arange(0, BM), columns, live, d, H, PRECISION, BK)
     d = d.to(dy.dtype.element_ty)
     # Stores nothing, but for it the compiler (3.6) keeps the layout of the product and moves all that follows into it.
     tl.store(dy + start + here, d, mask=live & (rows < 0)[:, None])

@@ -27,7 +27,7 @@ def dot(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _accumulated(
+def accumulated(
     u, weight, rows, columns, live, total, K: tl.constexpr,
     PRECISION: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -52,8 +52,8 @@ def _sum_of_products(
     columns = (tl.program_id(0) % tiles) * BN + tl.arange(0, BN)
     live = (rows < R)[:, None]
     total = tl.zeros((BM, BN), tl.float32)
-    total = _accumulated(u, weight, rows, columns, live, total, K, PRECISION, BK)
-    total = _accumulated(v, other, rows, columns, live, total, J, PRECISION, BK)
+    total = accumulated(u, weight, rows, columns, live, total, K, PRECISION, BK)
+    total = accumulated(v, other, rows, columns, live, total, J, PRECISION, BK)
     here = rows.to(tl.int64)[:, None] * N + columns[None, :]
     tl.store(y + here, total.to(y.dtype.element_ty), mask=live)
 
@@ -70,7 +70,7 @@ def _product_and_skip(
     columns = (tl.program_id(0) % tiles) * BN + tl.arange(0, BN)
     live = (rows < R)[:, None]
     total = tl.zeros((BM, BN), tl.float32)
-    total = _accumulated(x, weight, rows, columns, live, total, K, PRECISION, BK)
+    total = accumulated(x, weight, rows, columns, live, total, K, PRECISION, BK)
     here = rows.to(tl.int64)[:, None] * N + columns[None, :]
     beside = tl.load(u + here, mask=live, other=0.0).to(tl.float32)
     total += tl.load(skip + columns).to(tl.float32)[None, :] * beside
