@@ -70,7 +70,7 @@ def training_steps(
 #: What a kernel does, by the first pattern that its name holds; what holds none is a pass over activations.
 KINDS = {
     "products": re.compile(r"gemm|gemv|nvjet|cutlass|splitK|_product"),
-    "scans": re.compile(r"^_walk"),
+    "scans": re.compile(r"^_(walk|ends|states|adjoint)$"),
     "passes": re.compile(""),
 }
 

@@ -314,7 +314,8 @@ def _run(v: Tensor, matrices: Matrices, x0: Tensor | None, *, adjoint: bool) -> 
     """
     R, (H, _, D, M) = v.shape[1], matrices.sizes
     if adjoint and matrices.decay.ndim == 3:
-        conjugate = matrices.decay * matrices.decay.new_tensor([[1.0], [-1.0]])
+        # Without a tensor from the host, which no CUDA graph takes.
+        conjugate = torch.stack([matrices.decay[:, 0], -matrices.decay[:, 1]], dim=1)
         matrices = Matrices(conjugate, matrices.into, matrices.out, matrices.direct)
     S, n = _cut(v, matrices)
     y = v.new_empty((D, *v.shape))

@@ -99,9 +99,11 @@ def _combine(
 def _total(parts, found, programs, H: tl.constexpr, PARTS: tl.constexpr, FEATURES: tl.constexpr):
     """found (K, H) = the sum over the programs of parts (K, programs, H)."""
     columns = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
-    part = tl.arange(0, PARTS)
-    here = (tl.program_id(1) * programs + part)[:, None] * H + columns[None, :]
-    values = tl.load(parts + here, mask=(part < programs)[:, None], other=0.0)
+    values = tl.zeros((PARTS, FEATURES), tl.float32)
+    for start in range(0, programs, PARTS):
+        part = start + tl.arange(0, PARTS)
+        here = (tl.program_id(1) * programs + part)[:, None] * H + columns[None, :]
+        values += tl.load(parts + here, mask=(part < programs)[:, None], other=0.0)
     tl.store(found + tl.program_id(1) * H + columns, tl.sum(values, 0))
 
 

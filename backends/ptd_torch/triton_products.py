@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import triton_columns
+
 #: Triton's interpreter multiplies the bits of bfloat16 numbers as if they were integers (3.9): there products widen.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
@@ -102,12 +104,12 @@ def product_and_skip(
     BN = max(b for b in (64, 128, 256) if b <= BN and N % b == 0)
     y = torch.empty_like(u)
     blocks = triton.cdiv(R, BM)
-    sums = skip.new_empty((0 if other is None else blocks, N), dtype=torch.float32)
+    sums = skip.new_empty((blocks, N), dtype=torch.float32) if other is not None else None
     _product_and_skip[(blocks * (N // BN),)](
         x, weight, skip, u, other, y, sums, R, K=K, N=N, PRECISION=precision(), BM=BM, BN=BN, BK=BK,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    return y, sums.sum(0).to(skip.dtype)
+    return y, skip.new_empty(N) if other is None else triton_columns.total(sums[None])[0].to(skip.dtype)
 
 
 def precision() -> str:
