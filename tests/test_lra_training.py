@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from lra_sources import load, small_sets, tiny
@@ -31,14 +30,7 @@ def backend(request):
     return ptd.backend(request.param)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler():
-    """Nearly all of the time here is XLA's; what it leaves out changes rounding alike in all runs that are compared."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 #: The same for runs in a process of their own.
 ENVIRONMENT = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}

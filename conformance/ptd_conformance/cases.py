@@ -36,7 +36,8 @@ SUBJECTS: dict[str, tuple[Layer, str]] = {
 }
 
 #: The length of cases whose clause needs no other: calls alike in shapes are one program of a backend that compiles.
-COMMON = 12
+#: LONG where only many samples show an error, VALID where a part of COMMON samples is compared.
+COMMON, LONG, VALID = 12, 509, 8
 
 ZOH = [name for name, (layer, _) in SUBJECTS.items() if layer.discretization == "zoh"]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import cases, oracle, tolerance
 from ..bench import Bench
-from ..cases import COMMON, SUBJECTS, ZOH, Case, case
+from ..cases import COMMON, LONG, SUBJECTS, VALID, ZOH, Case, case
 from ..clause import clause
 from ..outcome import Measurement, compare
 
@@ -73,13 +73,13 @@ def small_steps_do_not_cancel(bench: Bench, subject: str) -> Iterator[Measuremen
 @clause("L8", SUBJECTS, every_dtype=True)
 def long_memory_keeps_its_digits(bench: Bench, subject: str) -> Iterator[Measurement]:
     """A long sequence with |Lambda_bar| near 1 stays within the error that states in this precision can keep."""
-    yield from agrees(bench, case(subject, 509, (), dt=(1e-3, 1e-2)).with_call(form="scan"))
+    yield from agrees(bench, case(subject, LONG, (), dt=(1e-3, 1e-2)).with_call(form="scan"))
 
 
 @clause("L9", SUBJECTS, every_dtype=True)
 def step_size_is_exact(bench: Bench, subject: str) -> Iterator[Measurement]:
     """The step is exp(log_step): the answer to one impulse shows an error of 1e-5."""
-    c = case(subject, 97, ())
+    c = case(subject, LONG, ())
     u = np.zeros_like(c.u)
     u[0] = 1.0
     yield from agrees(bench, Case(c.layer, c.params, u, {"form": "scan"}))
@@ -119,7 +119,7 @@ def sampling_rate_can_change(bench: Bench, subject: str) -> Iterator[Measurement
 @clause("L14", SUBJECTS)
 def both_directions_contain_their_own_sample(bench: Bench, subject: str) -> Iterator[Measurement]:
     """Bidirectional: the reverse run has its own C and state and also contains u_k, in both forms."""
-    c = case(subject, 11, bidirectional=True)
+    c = case(subject, VALID, bidirectional=True)
     for form in ("scan", "convolution"):
         yield from agrees(bench, c.with_call(state=c.state, form=form), f"{form} ")
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from .. import tolerance
 from ..bench import Bench, Values
-from ..cases import COMMON, SUBJECTS, Case, case
+from ..cases import COMMON, SUBJECTS, VALID, Case, case
 from ..clause import clause
 from ..outcome import Measurement, compare
 
 L = COMMON
+CHUNK = L // 3
 
 
 def same(bench: Bench, label: str, whole: Case, y: Values, x: Values | None = None) -> Iterator[Measurement]:
@@ -54,7 +55,7 @@ def chunks_with_carried_state_equal_the_whole(bench: Bench, subject: str) -> Ite
     """Chunks with the state carried equal the whole, in both forms."""
     for form in ("scan", "convolution"):
         c, state, outputs = whole(subject, form), whole(subject).state, []
-        for chunk in np.split(c.u, 3, axis=1):
+        for chunk in np.split(c.u, L // CHUNK, axis=1):
             y, state = bench.apply(Case(c.layer, c.params, chunk, c.call | {"state": state}))
             outputs.append(y)
         yield from same(bench, f"{form} in chunks:", c, np.concatenate(outputs, axis=1), state)
@@ -72,9 +73,11 @@ def packed_sequences_equal_single_ones(bench: Bench, subject: str) -> Iterator[M
 def reset_equals_split(bench: Bench, subject: str) -> Iterator[Measurement]:
     """A reset at k equals a split at k."""
     c = whole(subject)
-    y_first, _ = bench.apply(Case(c.layer, c.params, c.u[:, :6], c.call))
-    y_second, end = bench.apply(Case(c.layer, c.params, c.u[:, 6:], c.call | {"state": 0 * c.state}))
-    reset = c.with_call(state=c.state, resets=np.arange(L) == 6)
+    first, second = (c.u[:, k : k + CHUNK] for k in (0, CHUNK))
+    y_first, _ = bench.apply(Case(c.layer, c.params, first, c.call))
+    y_second, end = bench.apply(Case(c.layer, c.params, second, c.call | {"state": 0 * c.state}))
+    both, resets = c.u[:, : 2 * CHUNK], np.arange(2 * CHUNK) == CHUNK
+    reset = Case(c.layer, c.params, both, {"state": c.state, "resets": resets})
     yield from same(bench, "split", reset, np.concatenate([y_first, y_second], axis=1), end)
 
 
@@ -83,9 +86,9 @@ def padded_equals_unpadded(bench: Bench, subject: str) -> Iterator[Measurement]:
     """A padded sequence equals the unpadded one, whatever the padding holds, in both directions."""
     c = case(subject, L, bidirectional=True)
     call = {"state": c.state, "form": "scan"}
-    padded = np.where(np.arange(L)[:, None] < 8, c.u, 1e6)
-    y, x = bench.apply(Case(c.layer, c.params, padded, call | {"lengths": np.full(2, 8)}))
-    yield from same(bench, "padded", Case(c.layer, c.params, c.u[:, :8], call), y[:, :8], x)
+    padded = np.where(np.arange(L)[:, None] < VALID, c.u, 1e6)
+    y, x = bench.apply(Case(c.layer, c.params, padded, call | {"lengths": np.full(2, VALID)}))
+    yield from same(bench, "padded", Case(c.layer, c.params, c.u[:, :VALID], call), y[:, :VALID], x)
 
 
 @clause("M7", SUBJECTS)
