@@ -28,7 +28,7 @@ def test_link_leads_to_a_file(link: str) -> None:
 
 
 def test_support_table_is_made_from_the_records() -> None:
-    records = [record.read(path) for path in sorted((ROOT / "conformance/results").glob("*.json"))]
+    records = [record.read(path) for path in report.records_in(ROOT / "conformance/results")]
     assert report.with_support_table(TEXT, records) == TEXT
 
 
@@ -38,3 +38,13 @@ def test_parts_that_no_device_has_measured_are_not_run_in_the_report() -> None:
     shown = re.search(r'class="not-run">jax \(cpu\), not-run: ([^<]*)', report.page([made])).group(1)
     assert "measured on no TPU" in shown
     assert "pallas-tpu" in "".join(made["not run"])
+
+
+def test_clauses_without_a_bound_for_narrow_products_are_told_from_those_that_did_not_run() -> None:
+    made = record.read(ROOT / "conformance/results/torch-h200-fast.json")
+    cut = {**made, "results": [row for row in made["results"] if row.clause != "L1"]}
+    rows = dict(line.split(" | ", 1) for line in report.support_table([made, cut]).splitlines())
+    assert list(rows) == ["| backend", "| ---", "| torch (NVIDIA H200, fast products)"]
+    kernels, layers, *_ = rows["| torch (NVIDIA H200, fast products)"].split(" | ")
+    assert kernels == report.NOT_ASKED
+    assert layers.startswith("16 pass, 1 not-run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -53,6 +54,7 @@ def training_steps(
             run()
             compile_seconds = time.perf_counter() - begin
             seconds = median_seconds(run, torch.cuda.synchronize, budget=1.0) / 5
+            spent = time_by_kind(run, 5)
         yield Figure(
             f"{name} {row.batch} x {row.length}, {activations or 'float32, TF32 products'}",
             seconds,
@@ -60,9 +62,32 @@ def training_steps(
             source="the original's step, JAX on one H200, recorded",
             target=3.0 if activations is None else None,
             gibibytes=torch.cuda.max_memory_allocated() / GIB,
-            note=f"first call {compile_seconds:.0f} s",
+            note=f"first call {compile_seconds:.0f} s; {spent}",
         )
         del learner, placed, run
+
+
+#: What a kernel does, by the first pattern that its name holds; what holds none is a pass over activations.
+KINDS = {
+    "products": re.compile(r"gemm|gemv|nvjet|cutlass|splitK|_product"),
+    "scans": re.compile(r"^_walk"),
+    "passes": re.compile(""),
+}
+
+
+def time_by_kind(run: Callable[[], Any], times: int) -> str:
+    """Where the device's time goes in run(), which does one thing so many times: ms of each, by kinds of kernels."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize()
+    spent, launches = dict.fromkeys(KINDS, 0.0), 0
+    for event in profile.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            launches += 1
+            kind = next(kind for kind, pattern in KINDS.items() if pattern.search(event.name))
+            spent[kind] += event.device_time_total
+    parts = ", ".join(f"{kind} {us / times / 1e3:.2f}" for kind, us in spent.items())
+    return f"ms on the device: {parts}; {launches / times:.0f} launches"
 
 
 def scans(backend: TorchBackend) -> Iterator[Figure]:

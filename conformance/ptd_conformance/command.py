@@ -135,7 +135,7 @@ def report(
     from . import report as pages
     from .lra import standings
 
-    files = sorted(file for path in results for file in (path.glob("*.json") if path.is_dir() else [path]))
+    files = [file for path in results for file in (pages.records_in(path) if path.is_dir() else [path])]
     if not files:
         raise ValueError(f"results: expected records, got none in {', '.join(map(str, results))}; run ptd conformance")
     records = [record.read(file) for file in files]

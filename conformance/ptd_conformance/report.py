@@ -1,10 +1,11 @@
-"""The report contributors read: backends as columns, clauses as rows, the worst error as a ratio of the allowed one."""
+"""The report contributors read: each clause on each backend, the worst error as a ratio of the allowed one."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from . import clauses
@@ -41,21 +42,27 @@ STYLES = {
     Outcome.NOT_RUN: "dim",
 }
 
+#: Shown where a run has no bound for a clause: narrower products are held to some clauses only.
+NOT_ASKED = "\N{EN DASH}"
+
 START, END = "<!-- support table: made by nox -s report -->", "<!-- end of support table -->"
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A clause on a backend: its outcome, worst ratio, and all trials behind it."""
+    """A clause on a backend: its outcome, worst ratio, all trials behind it, and whether such a run asks for it."""
 
     outcome: Outcome
     ratio: float | None
     reason: str
     results: tuple[Result, ...]
+    asked: bool = True
 
     @property
     def text(self) -> str:
         """What the cell shows."""
+        if not self.asked:
+            return NOT_ASKED
         if self.outcome is not Outcome.PASS:
             return self.outcome.value
         return f"{self.ratio:.2f}" if self.ratio else "exact"
@@ -68,7 +75,13 @@ def cell(clause: Clause, record: Record) -> Cell:
     outcome = next((outcome for outcome in PRECEDENCE if outcome in outcomes), Outcome.NOT_RUN)
     ratios = [result.worst.ratio for result in found if result.worst is not None]
     reason = next((result.reason for result in found if result.outcome is outcome and result.reason), "")
-    return Cell(outcome, max(ratios, default=None), reason, found)
+    asked = PRODUCTS[record["products"]].covers(clause.id)
+    return Cell(outcome, max(ratios, default=None), reason, found, asked)
+
+
+def records_in(folder: Path) -> list[Path]:
+    """A folder's records, runs with narrower products after the one without: torch-h200 before torch-h200-fast."""
+    return sorted(folder.glob("*.json"), key=lambda file: file.stem)
 
 
 def families() -> Iterator[tuple[str, list[Clause]]]:
@@ -84,16 +97,21 @@ def name(record: Record) -> str:
 
 
 def print_table(console: Any, records: list[Record]) -> None:
-    """The report in a terminal."""
+    """The report in a terminal: one run clause by clause, several by families of clauses."""
     from rich.table import Table
 
-    table = Table("clause", "", *map(name, records), caption="worst error as a ratio of the allowed one")
-    for title, members in families():
-        table.add_section()
-        table.add_row("", f"[bold]{title}")
-        for clause in members:
-            cells = (cell(clause, record) for record in records)
-            table.add_row(clause.id, clause.text, *(f"[{STYLES[c.outcome]}]{c.text}" for c in cells))
+    if len(records) == 1:
+        table = Table("clause", "", name(records[0]), caption="worst error as a ratio of the allowed one")
+        for title, members in families():
+            table.add_section()
+            table.add_row("", f"[bold]{title}")
+            for clause in members:
+                found = cell(clause, records[0])
+                table.add_row(clause.id, clause.text, f"[{STYLES[found.outcome]}]{found.text}")
+    else:
+        table = Table(*_support_heading()[:-1], caption="worst: error as a ratio of the allowed one")
+        for record in records:
+            table.add_row(*_support_row(record)[:-1], end_section=True)
     console.print(table)
     for record in records:
         console.print(f"{name(record)}: {summary(record)} in {record['seconds']} s; {versions(record)}")
@@ -135,15 +153,20 @@ def _tables(records: list[Record], key: str, sections: dict[str, list[dict[str, 
 
 
 def support_table(records: Iterable[Record]) -> str:
-    """The README's table: families as rows, in Markdown."""
-    records = list(records)
-    lines = ["| | " + " | ".join(map(name, records)) + " |", "| --- |" + " --- |" * len(records)]
-    for title, members in families():
-        cells = [_family([cell(clause, record) for clause in members]) for record in records]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    lines.append("| dtypes | " + " | ".join(", ".join(record["dtypes"]) for record in records) + " |")
-    lines.append("| versions | " + " | ".join(map(versions, records)) + " |")
-    return "\n".join(lines)
+    """The README's table: runs as rows, families as columns, in Markdown."""
+    heading = _support_heading()
+    rows = [heading, ["---"] * len(heading), *map(_support_row, records)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _support_heading() -> list[str]:
+    short = (title.partition(":")[0].partition(" against ")[0] for title in FAMILIES.values())
+    return ["backend", *short, "versions"]
+
+
+def _support_row(record: Record) -> list[str]:
+    members = (_family([cell(clause, record) for clause in group]) for _, group in families())
+    return [name(record), *members, versions(record)]
 
 
 def with_support_table(text: str, records: Iterable[Record]) -> str:
@@ -160,7 +183,10 @@ def with_support_table(text: str, records: Iterable[Record]) -> str:
 
 
 def _family(cells: list[Cell]) -> str:
-    """A family's cell in the README: its clauses by outcome, and the worst ratio of those that pass."""
+    """A family's cell: the clauses that the run was asked for by outcome, and the worst ratio of those that pass."""
+    cells = [c for c in cells if c.asked]
+    if not cells:
+        return NOT_ASKED
     counts = {outcome: sum(c.outcome is outcome for c in cells) for outcome in PRECEDENCE}
     ratios = [c.ratio for c in cells if c.outcome is Outcome.PASS and c.ratio]
     parts = [f"{count} {outcome.value}" for outcome, count in counts.items() if count]

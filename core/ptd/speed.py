@@ -105,6 +105,7 @@ class TrainingStep:
             norm="batch",
             activation=self.activation,
             dropout=self.dropout,
+            tie_dropout=True,
         )
 
     def optimizer(self) -> Optimizer:
