@@ -51,7 +51,7 @@ def _gelu_forward(y: Array) -> tuple[Array, Array]:
 def _gelu_backward(y: Array, g: Array) -> tuple[Array]:
     """With t = tanh(c (y + a y^3)): 0.5 (1 + t) + 0.5 y (1 - t^2) c (1 + 3 a y^2)."""
     c, a = math.sqrt(2.0 / math.pi), 0.044715
-    y, g = _anew(y, g)
+    (y,) = _anew(y)
     t = jnp.tanh(c * (y + a * y * y * y))
     return (g * (0.5 * (1.0 + t) + (0.5 * c) * y * (1.0 - t * t) * (1.0 + (3.0 * a) * y * y)),)
 
