@@ -25,8 +25,8 @@ from ptd.model import gelu as gelu_of
 from .dropout import call_key, dropout, dropped
 
 #: The parts below that blocks take. Passes over an activation in a step, by XLA's programs for an H200 (jax 0.11), with
-#: core's own, with all, and with all but gated_sum: ListOps 393, 373, 378; Path-X 385, 378, 373; but Pathfinder 361, 377,
-#: 371. No GPU has timed them.
+#: core's own, with all, and with all but gated_sum: ListOps 393, 373, 378; Path-X 385, 378, 373; but Pathfinder 361,
+#: 377, 371. No GPU has timed them.
 PARTS = ("batch_norm", "own_gelu", "gated_sum")
 
 
