@@ -24,6 +24,11 @@ from ptd.portable import PortableBackend
 from . import blocks
 from .kernels import choice, table
 
+#: By platform, for programs that run once. Where XLA chooses between kernels by timing them, it compiles dozens for
+#: each product and fusion: minutes for the gradient of S4's chunked form, whose powers are 34 products of different
+#: shapes. (The second is an option since jax 0.8.)
+UNTUNED = {"gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_experimental_enable_fusion_autotuner": False}}
+
 
 class JaxBackend(PortableBackend):
     """JAX on its default device. Arrays of float64 live inside ``with backend.precision("float64")``.
@@ -96,7 +101,8 @@ class JaxBackend(PortableBackend):
         return _step(layer, params, u_k, state, **call)
 
     def gradients(self, function: Callable[..., Array], arguments: dict[str, Array]) -> dict[str, Array]:
-        return jax.jit(jax.grad(lambda arguments: function(**arguments)))(arguments)
+        gradient = jax.grad(lambda arguments: function(**arguments))
+        return jax.jit(gradient, compiler_options=UNTUNED.get(self.platform))(arguments)
 
     def compiled(self, function: Callable) -> Callable:
         return jax.jit(function)

@@ -24,15 +24,22 @@ def dropout(key: Array) -> Callable[[Array, float, bool], Array]:
         key: uint32 scalar, of step_key.
     """
     calls = itertools.count(1)
+    return lambda x, rate, over_time: dropped(x, call_key(key, next(calls)), rate, over_time)
 
-    def drop(x: Array, rate: float, over_time: bool) -> Array:
-        own = mixed(key + jnp.uint32(next(calls) * 0x9E3779B1 & 0xFFFFFFFF))
-        shape = (*x.shape[:-2], 1, x.shape[-1]) if over_time else x.shape
-        position = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-        kept = mixed(position + own) >= jnp.uint32(int(rate * 2**32))
-        return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
-    return drop
+def dropped(x: Array, key: Array, rate: float, over_time: bool) -> Array:
+    """x (..., L, H) under the mask of a key, or, over time, of one mask per sequence and feature; linear in x."""
+    shape = (*x.shape[:-2], 1, x.shape[-1]) if over_time else x.shape
+    position = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    kept = mixed(position + key) >= jnp.uint32(int(rate * 2**32))
+    # A mask over time is small: drawn before the pass that multiplies by it, not by each of its numbers.
+    kept = lax.optimization_barrier(kept) if over_time else kept
+    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+
+
+def call_key(key: Array, call: int) -> Array:
+    """The key of the call of that number, from a pass's key."""
+    return mixed(key + jnp.uint32(call * 0x9E3779B1 & 0xFFFFFFFF))
 
 
 def mixed(x: Array) -> Array:

@@ -21,6 +21,7 @@ from ptd.optimization import Group, Optimizer
 from ptd.whole_sets import Placed, as_set, batches
 
 from .dropout import dropout, step_key
+from .passes import training_block
 
 #: Steps per call of the compiled loop. It is fixed, and how many of them run is an argument: one program whatever
 #: the number of steps, so that splitting a run differently cannot change its rounding.
@@ -55,7 +56,8 @@ def _programs(backend: Backend, model: SequenceModel, optimizer: Optimizer, acti
 
     def loss(trained: dict, statistics: dict, batch: Placed, key: Array) -> Any:
         call = {"lengths": batch.lengths, "training": Training(dropout(key)), "activations": activations}
-        y, updated = backend.apply_model(model, trained | statistics, batch.inputs, **call)
+        run_block = functools.partial(training_block, key=key)
+        y, updated = backend.apply_model(model, trained | statistics, batch.inputs, run_block=run_block, **call)
         return _loss(y, batch.targets), updated
 
     def step(state: State, key: Array, batch: Placed) -> tuple[State, Array]:

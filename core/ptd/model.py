@@ -226,6 +226,7 @@ class SequenceModel:
         run: Callable[..., Array],
         batch_norm: Callable[..., tuple[Array, Array, Array]] | None = None,
         gated_sum: Callable[..., Array] | None = None,
+        own_gelu: Callable[[Array], Array] | None = None,
         end: Callable[..., Array] | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """Block i on x (..., L, H), its leaves named within the block: its output and updated statistics.
@@ -237,7 +238,7 @@ class SequenceModel:
             leaves: its leaves.
             x: its input.
             lengths, training, noise, run: as in apply; noise that of this block.
-            batch_norm: in place of the function of this name.
+            batch_norm, own_gelu: in place of the functions batch_norm and gelu.
             gated_sum: in place of array code, from keep, z = W g, its bias and x: x + drop(keep sigmoid(z + bias)).
             end: in place of finish, from the layer's output y, x, and the gate's weight and bias.
         """
@@ -251,7 +252,7 @@ class SequenceModel:
             z = z + noise
         z = run(self.layer, block.leaves("layer."), z, lengths=lengths)
         if end is None:
-            x = self.finish(leaves, z, x, training, gated_sum)
+            x = self.finish(leaves, z, x, training, gated_sum, own_gelu)
         else:
             x = end(z, x, block["gate.weight"], block["gate.bias"])
         return x if self.prenorm else norm(x), statistics
@@ -263,6 +264,7 @@ class SequenceModel:
         x: Array,
         training: Training | None,
         gated_sum: Callable[..., Array] | None = None,
+        own_gelu: Callable[[Array], Array] | None = None,
     ) -> Array:
         """The end of a block: from its layer's output y, gate and dropout, and the sum with its input x; see block."""
 
@@ -270,7 +272,7 @@ class SequenceModel:
             return training.dropout(x, self.dropout, self.tie_dropout) if training and self.dropout else x
 
         block = _Scope(leaves, "")
-        g = drop(gelu(y))
+        g = drop((own_gelu or gelu)(y))
         if self.activation == "gelu":
             return x + g if self.residual else g
         kept = {
