@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 #: Numerators and frequencies of a program that sums over poles, and its warps.
-FORWARD, FORWARD_WARPS = (4, 256), 4
+FORWARD, FORWARD_WARPS = (4, 512), 4
 
 #: Numerators, frequencies and poles of a tile of a program that sums over frequencies, its warps; programs that keep
 #: the device busy.
