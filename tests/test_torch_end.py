@@ -138,3 +138,10 @@ def test_operator_passes_torchs_own_checks():
         (y, x, weight, bias, torch.tensor(3), torch.tensor(4), None, 0.5, False, True, True),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
+
+
+def test_no_rows_have_no_moments_to_speak_of():
+    y, weight, bias = torch.zeros(0, 5, 64), torch.ones(64, 64), torch.zeros(64)
+    out, moments, _, _ = block_end(y, y, weight, bias, None, None, None, 0.0, False, True, True)
+    assert out.shape == y.shape
+    assert torch.equal(moments, torch.zeros(2, 64))

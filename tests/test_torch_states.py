@@ -111,8 +111,10 @@ def test_states_and_gradients_tile_by_tile_are_the_loops(R, n, M, directions, gi
 
 
 def test_chunks_on_a_gpu_are_of_one_sample_where_the_direct_product_costs_more_than_states():
-    chosen = {name: kernels.chunk_length_on_gpu(row.model().layer, row.length) for name, row in TRAINING_STEPS.items()}
+    rows = {name: (row.model().layer, row.length) for name, row in TRAINING_STEPS.items()}
+    chosen = {name: kernels.chunk_length_beside_states(*row) for name, row in rows.items()}
     assert chosen == {"ListOps": 1, "Text": 1, "Image": 1, "Pathfinder": 1, "Retrieval": 2, "Path-X": 2}
+    assert kernels.chunk_length_on_gpu(*rows["Pathfinder"]) == 2
 
 
 @ON_TRITON

@@ -24,7 +24,7 @@ from ptd.portable import PortableBackend
 
 from .chunked import mixing_chunks
 from .compilation import compiled
-from .kernels import KERNELS, exact_matmul
+from .kernels import KERNELS, chunk_length_beside_states, exact_matmul
 from .scan import kernel_path
 from .states import mixing_states
 
@@ -86,13 +86,18 @@ class TorchBackend(PortableBackend):
     def apply(
         self, layer: Layer, params: Mapping[str, Tensor], u: Tensor, *, fused: Collection[str] = (), **call: Any
     ) -> Any:
-        """See ptd.contract.Backend; fused names kernels with a first derivative only: "chunks", "states", "tiles"."""
+        """See ptd.contract.Backend; fused names kernels with a first derivative only: "chunks", "states", "tiles".
+
+        On a GPU so are the kernels of form "convolution" in float32, and those of form "chunked" but for S5's.
+        """
         kernels = KERNELS[u.device.type] if isinstance(u, Tensor) else self.kernels
         tiled = "tiles" in fused
         if "chunks" in fused:
             kernels = dataclasses.replace(kernels, mixing_chunks=functools.partial(mixing_chunks, tiled=tiled))
         if "states" in fused:
-            kernels = dataclasses.replace(kernels, mixing_states=functools.partial(mixing_states, tiled=tiled))
+            by_states = functools.partial(mixing_states, tiled=tiled)
+            chunk_length = chunk_length_beside_states if u.is_cuda else kernels.chunk_length
+            kernels = dataclasses.replace(kernels, mixing_states=by_states, chunk_length=chunk_length)
         layer.check_call(params, u, activations=kernels.activations, **call)  # while host values still are
         return layer.apply(params, _autocast(u), kernels=kernels, **_as_tensors(call, u))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ptd import convolution
 from ptd.arrays import Array, as_complex, imag, real, scale
 
-from .vandermonde import applies
+from .vandermonde import applies, refuse_second
 
 
 @torch.library.custom_op("ptd::cauchy", mutates_args=())
@@ -63,6 +63,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
 
 
 sums_over_poles.register_autograd(_backward, setup_context=_setup_context)
+adjoint.register_autograd(refuse_second)
 
 
 @sums_over_poles.register_vmap

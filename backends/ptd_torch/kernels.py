@@ -58,20 +58,29 @@ def causal_convolution(u: Tensor, K: Tensor) -> Tensor:
 
 
 def chunk_length_on_gpu(layer: Any, L: int) -> int:
-    """T on a GPU: the power of two near the least of what T costs, or 1 where the states after each sample cost less.
+    """T on a GPU: the power of two near the least of what T costs.
 
     Of a training step with D directions, the direct product takes 6 T H^2 operations a sample, at 250 T/s (TF32
     products of these shapes on an H200), and the states about 5 passes over 8 D P/T bytes, at 3.5 TB/s.
-
-    By the states after each sample (Kernels.mixing_states) there is no direct product, and all directions have one
-    drive. Counted forward and backward, with the products that make and read states: 7 passes and 6/D, 13 otherwise.
     """
     if len(layer.state_axes) == 2:
         return max(1, min(64, L))
+    directions = 2 if layer.bidirectional else 1
+    best = math.sqrt((5 * 8 * directions * layer.modes / 3.5) / (6 * layer.d_model**2 / 250))
+    return max(1, min(2 ** round(math.log2(max(best, 1))), 8, L))
+
+
+def chunk_length_beside_states(layer: Any, L: int) -> int:
+    """T on a GPU where the states after each sample are to be had (Kernels.mixing_states): 1 if they cost less.
+
+    With them there is no direct product, and all directions have one drive. Counted forward and backward, with the
+    products that make and read states: 7 passes and 6/D, 13 otherwise.
+    """
+    T = chunk_length_on_gpu(layer, L)
+    if len(layer.state_axes) == 2:
+        return T
     directions, H, P = 2 if layer.bidirectional else 1, layer.d_model, layer.modes
     states = 8 * directions * P / 3.5
-    best = math.sqrt(5 * states / (6 * H**2 / 250))
-    T = max(1, min(2 ** round(math.log2(max(best, 1))), 8, L))
     chunks = 13 * states / T + (24 * directions * H * P + 6 * T * H**2) / 250
     samples = (7 + 6 / directions) * states + 12 * (directions + 1) * H * P / 250
     return 1 if samples < chunks else T

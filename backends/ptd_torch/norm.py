@@ -41,7 +41,7 @@ def batch_normalized(x: Tensor, scale: Tensor, bias: Tensor, moments: Tensor, le
         (..., L, H) in the dtype of x.
     """
     factor, zero = norm_factor(x, scale, bias, moments, lengths)
-    wide = (x.detach().to(scale.dtype) - moments[0]) * factor + bias.detach()
+    wide = (x.detach().to(scale.dtype) - moments[0]) * factor.detach() + bias.detach()
     return wide.to(x.dtype) + zero
 
 

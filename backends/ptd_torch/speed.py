@@ -67,7 +67,8 @@ def training_steps(
         del learner, placed, run
 
 
-#: What a kernel does, by the first pattern that its name holds; what holds none is a pass over activations.
+#: What a kernel does, by the first pattern that its name holds; what holds none is a pass over activations. The walks
+#: of S4D, DSS and S4 over chunks, mostly small products, count as scans.
 KINDS = {
     "products": re.compile(r"gemm|gemv|nvjet|cutlass|splitK|_product"),
     "scans": re.compile(r"^_(walk|ends|states|adjoint)$"),

@@ -147,7 +147,7 @@ def moment_parts(x: Tensor, programs: int) -> tuple[Tensor, Tensor, Tensor]:
 def combined(means: Tensor, squares: Tensor, counts: Tensor) -> Tensor:
     """Mean and variance (2, H) from moment_parts."""
     programs, H = means.shape
-    groups = triton.cdiv(programs, PARTS)
+    groups = max(1, triton.cdiv(programs, PARTS))  # of no rows too
     found = means.new_empty((2, H))
     into = (found[0], found[1], None) if groups == 1 else moment_parts(means, groups)
     _combine[(H // FEATURES, groups)](

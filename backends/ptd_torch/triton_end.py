@@ -62,7 +62,7 @@ def _tile_of(tile, R, columns, WHOLE: tl.constexpr, H: tl.constexpr, BM: tl.cons
 
 
 @triton.jit
-def _forward(
+def _end_product(
     g, weight, bias, keep, x, key, lengths, z, out, means, squares, counts, R, L, threshold, scale,
     DROPOUT: tl.constexpr, MOMENTS: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
     H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -92,7 +92,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _end_product_gradient(
     dz, transposed, y, dkeep, key, dy, R, L, threshold, scale,
     DROPOUT: tl.constexpr, KEEPS_Y: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
     H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -141,7 +141,7 @@ def forward(
     tile, options = _tile(H, g.dtype)
     tiles = triton.cdiv(R, tile["BM"])
     parts = triton_columns.moment_parts(g, tiles)
-    _forward[(tiles * (H // tile["BN"]),)](
+    _end_product[(tiles * (H // tile["BN"]),)](
         g, weight, bias, keep, x, key, lengths, z, out, *parts, R, L, *thresholds(rate),
         DROPOUT=masks(key, tied, L, tile["BM"]), MOMENTS=moments, WHOLE=R % tile["BM"] == 0, PRECISION=precision(), H=H,
         **tile, **options,
@@ -156,7 +156,7 @@ def backward(
     R, L, H = triton_columns.sizes(y)
     dy = y.new_empty(y.shape)
     tile, options = _tile(H, y.dtype)
-    _backward[(triton.cdiv(R, tile["BM"]) * (H // tile["BN"]),)](
+    _end_product_gradient[(triton.cdiv(R, tile["BM"]) * (H // tile["BN"]),)](
         dz, transposed, y, dkeep, key, dy, R, L, *thresholds(rate), DROPOUT=masks(key, tied, L, tile["BM"]),
         KEEPS_Y=keeps_y, WHOLE=R % tile["BM"] == 0, PRECISION=precision(), H=H, **tile, **options,
     )  # fmt: skip

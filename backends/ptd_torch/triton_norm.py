@@ -57,7 +57,7 @@ def _sum_of_lengths(lengths, B, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _adjoint(
+def _norm_adjoint(
     parts, scale, moments, lengths, found, programs, R, B, epsilon,
     H: tl.constexpr, PARTS: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
@@ -103,7 +103,7 @@ def adjoint(
     _sums[programs](dy, x, moments, parts, R, STAGES=STAGES, **tile)
     found = scale.new_empty((5, H))
     features, B = triton_columns.FEATURES, 0 if lengths is None else lengths.numel()
-    _adjoint[(H // features,)](
+    _norm_adjoint[(H // features,)](
         parts, scale, moments, lengths, found, programs[0], R, B, epsilon,
         H=H, PARTS=triton_columns.PARTS, FEATURES=features, num_warps=8,
     )  # fmt: skip

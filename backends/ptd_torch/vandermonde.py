@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ptd import convolution
 from ptd.arrays import Array, as_planes, imag, real
@@ -54,6 +55,14 @@ def _(grad: Tensor, weights: Tensor, Lambda_bar: Tensor) -> tuple[Tensor, Tensor
     return weights.new_empty(weights.shape), Lambda_bar.new_empty(Lambda_bar.shape)
 
 
+def refuse_second(ctx: Any, *grads: Any) -> Any:
+    """The gradient of a gradient: there is none."""
+    raise RuntimeError(
+        "gradients: expected a first derivative of form='convolution' in float32 on a GPU, got a second, which its "
+        "kernels do not have; use float64 or form='scan'"
+    )
+
+
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     weights, Lambda_bar, _ = inputs
     ctx.save_for_backward(weights, Lambda_bar)
@@ -64,6 +73,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
 
 
 sums_of_powers.register_autograd(_backward, setup_context=_setup_context)
+adjoint.register_autograd(refuse_second)
 
 
 @sums_of_powers.register_vmap
@@ -93,10 +103,11 @@ def vandermonde(weights: Array, Lambda_bar: Array, L: int) -> Tensor:
 
 
 def applies(x: Tensor) -> bool:
-    """Whether the kernels of convolutions take a call: float32 of some size, no transformation of torch.func."""
+    """Whether the kernels of convolutions take a call: float32 of some size, no torch.func and no forward mode."""
     return (
         kernel_path(x.device) != "torch"
         and x.dtype == torch.float32
         and math.prod(x.shape) > 0
         and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0  # else the operator would drop tangents
     )

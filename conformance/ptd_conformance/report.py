@@ -109,9 +109,9 @@ def print_table(console: Any, records: list[Record]) -> None:
                 found = cell(clause, records[0])
                 table.add_row(clause.id, clause.text, f"[{STYLES[found.outcome]}]{found.text}")
     else:
-        table = Table(*_support_heading()[:-1], caption="worst: error as a ratio of the allowed one")
+        table = Table(*_support_heading()[:-2], caption="worst: error as a ratio of the allowed one")
         for record in records:
-            table.add_row(*_support_row(record)[:-1], end_section=True)
+            table.add_row(*_support_row(record)[:-2], end_section=True)
     console.print(table)
     for record in records:
         console.print(f"{name(record)}: {summary(record)} in {record['seconds']} s; {versions(record)}")
@@ -161,12 +161,12 @@ def support_table(records: Iterable[Record]) -> str:
 
 def _support_heading() -> list[str]:
     short = (title.partition(":")[0].partition(" against ")[0] for title in FAMILIES.values())
-    return ["backend", *short, "versions"]
+    return ["backend", *short, "dtypes", "versions"]
 
 
 def _support_row(record: Record) -> list[str]:
     members = (_family([cell(clause, record) for clause in group]) for _, group in families())
-    return [name(record), *members, versions(record)]
+    return [name(record), *members, ", ".join(record["dtypes"]), versions(record)]
 
 
 def with_support_table(text: str, records: Iterable[Record]) -> str:
