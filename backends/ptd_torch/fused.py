@@ -22,7 +22,8 @@ from .scan import kernel_path
 PARTS = ("chunks", "states", "tiles", "norm", "gate", "end", "embedding")
 
 #: The widest H up to which each part is faster than the array code as compiled, by the dtype of activations. This is
-#: the one place that decides; 0 turns a part off. Measured on an H200.
+#: the one place that decides; 0 turns a part off. Measured on an H200, tiles and embedding only together with the rest,
+#: norm by itself only for ListOps.
 WIDEST = {
     torch.float32: dict.fromkeys(PARTS, 512),
     torch.bfloat16: dict.fromkeys(PARTS, 512) | {"end": 256},

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import triton_columns
 from .triton_columns import joined, placed, store_moments, valid_rows
+from .triton_dropout import hashed
 
 
 @triton.jit
@@ -33,10 +34,7 @@ def dropped(x, rows, first, columns, key, threshold, scale, H, L, DROPOUT: tl.co
         else:
             place = (rows // L) if DROPOUT == 2 else rows
             index = place[:, None] * H + columns[None, :]
-        bits = index.to(tl.uint32) + tl.load(key).to(tl.uint32)
-        bits = (bits ^ (bits >> 16)) * tl.full((), 0x85EBCA6B, tl.uint32)
-        bits = (bits ^ (bits >> 16)) * tl.full((), 0xC2B2AE35, tl.uint32)
-        bits = bits ^ (bits >> 16)
+        bits = hashed(index.to(tl.uint32) + tl.load(key).to(tl.uint32))
         return tl.where(bits >= threshold.to(tl.uint32), x * scale, 0.0)
 
 
