@@ -28,7 +28,7 @@ def small_tiles(monkeypatch):
     from ptd_torch import triton_columns, triton_end
 
     monkeypatch.setattr(triton_end, "TILE", dict.fromkeys(triton_end.TILE, (16, 64, 32, 4, 1, None)))
-    monkeypatch.setattr(triton_end, "FEATURES", dict.fromkeys(triton_end.FEATURES, 32))
+    monkeypatch.setattr(triton_end, "FEATURES", 32)
     monkeypatch.setattr(triton_columns, "PROGRAMS", 3)
     monkeypatch.setattr(triton_columns, "PARTS", 4)
 

@@ -22,12 +22,14 @@ from .triton_columns import valid_rows
 from .triton_gate import dropped, masks, sigmoid, thresholds
 from .triton_products import accumulated, precision
 
-#: Rows of a program, outputs of a tile of its product, inner elements a step, warps, stages, and at most so many registers
-#: a thread, so that several programs share a multiprocessor: one multiplies while another reads and writes. A step reads
-#: rows of 128 bytes. Few rows, so that those of all programs at a time are well within the cache.
-TILE = {torch.float32: (64, 128, 32, 4, 3, 128), torch.bfloat16: (64, 128, 64, 4, 3, 128)}
+#: By dtype: rows of a program, outputs of a tile of its product, inner elements a step, warps, stages, and at most so many
+#: registers a thread, so that two programs share a multiprocessor: one multiplies while the other reads and writes. A
+#: step reads rows of 128 bytes. Few rows, so that those of all programs at a time fit the cache.
+TILE = {torch.float32: (64, 128, 32, 8, 3, 128), torch.bfloat16: (128, 128, 64, 8, 3, 128)}
 #: Features of a tile of the first phase.
-FEATURES = {torch.float32: 32, torch.bfloat16: 64}
+FEATURES = 64
+#: What is read for the last time, or written and not read here again, leaves the cache to what is.
+ONCE = tl.constexpr("evict_first")
 #: sqrt(8/pi) and the cubic factor of gelu (ptd.model.gelu): 0.5 (1 + tanh(v)) = sigmoid(2 v).
 _TWICE, _CUBIC = tl.constexpr(1.5957691216057308), tl.constexpr(0.044715)
 
@@ -78,12 +80,13 @@ def _end(
         total = tl.zeros((BM, BN), tl.float32)
         total = accumulated(g + start, weight, tl.arange(0, BM), columns, live, total, H, PRECISION, BK)
         kept = total.to(z.dtype.element_ty)
-        tl.store(z + start + here, kept, mask=live)
+        tl.store(z + start + here, kept, mask=live, eviction_policy=ONCE)
         gate = sigmoid(kept.to(tl.float32) + tl.load(bias + columns)[None, :])
-        t = tl.load(keep + start + here, mask=live, other=0.0).to(tl.float32) * gate
+        t = tl.load(keep + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32) * gate
         t = dropped(t, rows, tile * BM, columns, second, threshold, scale, H, L, DROPOUT)
-        t = (tl.load(x + start + here, mask=live, other=0.0).to(tl.float32) + t).to(out.dtype.element_ty)
-        tl.store(out + start + here, t, mask=live)
+        t += tl.load(x + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32)
+        t = t.to(out.dtype.element_ty)
+        tl.store(out + start + here, t, mask=live, eviction_policy=ONCE)
         if MOMENTS:  # of what was stored: the next norm reads that
             valid = valid_rows(rows, lengths, R, L)
             t = tl.where(valid[:, None], t.to(tl.float32), 0.0)
@@ -108,9 +111,10 @@ def _end_gradient(
     for c0 in tl.range(0, H, BC):
         columns = c0 + tl.arange(0, BC)
         rows, start, live, here = _tile_of(tile, R, columns, WHOLE, H, BM)
-        d = tl.load(dout + start + here, mask=live, other=0.0).to(tl.float32)
+        d = tl.load(dout + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32)
         k = tl.load(y + start + here, mask=live, other=0.0).to(tl.float32)
-        s = sigmoid(tl.load(z + start + here, mask=live, other=0.0).to(tl.float32) + tl.load(bias + columns)[None, :])
+        s = tl.load(z + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32)
+        s = sigmoid(s + tl.load(bias + columns)[None, :])
         d = dropped(d, rows, tile * BM, columns, second, threshold, scale, H, L, DROPOUT) * s
         tl.store(dy + start + here, d.to(dy.dtype.element_ty), mask=live)
         if not KEEPS_Y:
@@ -129,14 +133,14 @@ def _end_gradient(
         # Stores nothing, but for it the compiler (3.6) keeps the product's layout and moves all that follows into it.
         tl.store(dy + start + here, d, mask=live & (rows < 0)[:, None])
         d = d.to(tl.float32)
-        beside = tl.load(dy + start + here, mask=live, other=0.0).to(tl.float32)
+        beside = tl.load(dy + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32)
         if not KEEPS_Y:
             d += beside
         d = dropped(d, rows, tile * BM, columns, first, threshold, scale, H, L, DROPOUT)
-        d *= gelu_slope(tl.load(y + start + here, mask=live, other=0.0).to(tl.float32))
+        d *= gelu_slope(tl.load(y + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32))
         if KEEPS_Y:
             d += beside
-        tl.store(dy + start + here, d.to(dy.dtype.element_ty), mask=live)
+        tl.store(dy + start + here, d.to(dy.dtype.element_ty), mask=live, eviction_policy=ONCE)
 
 
 # --- launches ----------------------------------------------------------------------------------------------------
@@ -180,7 +184,7 @@ def _launch(y: Tensor, key: Tensor | None, rate: float, tied: bool) -> tuple[int
     BN = max(b for b in (64, 128) if b <= BN and H % b == 0)
     call = {
         "DROPOUT": masks(key, tied, L, BM), "WHOLE": R % BM == 0, "PRECISION": precision(), "H": H, "BM": BM, "BN": BN,
-        "BK": BK, "BC": FEATURES[y.dtype], "num_warps": warps, "num_stages": stages,
+        "BK": BK, "BC": FEATURES, "num_warps": warps, "num_stages": stages,
     }  # fmt: skip
     # Three TF32 products in place of one take more registers.
     wide = y.dtype == torch.float32 and precision() != "tf32"
