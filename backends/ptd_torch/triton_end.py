@@ -22,9 +22,9 @@ from .triton_columns import valid_rows
 from .triton_gate import dropped, masks, sigmoid, thresholds
 from .triton_products import accumulated, precision
 
-#: By dtype: rows of a program, outputs of a tile of its product, inner elements a step, warps, stages, and registers of a
-#: thread, few enough that two programs share a multiprocessor: one multiplies while the other reads and writes. A step
-#: reads rows of 128 bytes. Few rows, so that those of all programs at a time fit the cache.
+#: By dtype: rows of a program, outputs of a tile of its product, inner elements a step, warps, stages, and registers of
+#: a thread, few enough that two programs share a multiprocessor: one multiplies while the other reads and writes. A
+#: step reads rows of 128 bytes. Few rows, so that those of all programs at a time fit the cache.
 TILE = {torch.float32: (64, 128, 32, 8, 3, 128), torch.bfloat16: (128, 128, 64, 8, 3, 128)}
 #: Features of a tile of the first phase.
 FEATURES = 64
