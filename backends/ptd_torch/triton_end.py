@@ -26,8 +26,8 @@ from .triton_products import accumulated, precision
 #: a thread, few enough that two programs share a multiprocessor: one multiplies while the other reads and writes. A
 #: step reads rows of 128 bytes. Few rows, so that those of all programs at a time fit the cache.
 TILE = {torch.float32: (64, 128, 32, 8, 3, 128), torch.bfloat16: (128, 128, 64, 8, 3, 128)}
-#: Features of a tile of the first phase.
-FEATURES = 64
+#: Features of a tile of the first phase, and how many tiles it has at once.
+FEATURES, STAGES = 64, 1
 #: What is read for the last time, or written and not read here again, leaves the cache to what is.
 ONCE = tl.constexpr("evict_first")
 #: sqrt(8/pi) and the cubic factor of gelu (ptd.model.gelu): 0.5 (1 + tanh(v)) = sigmoid(2 v).
@@ -63,10 +63,10 @@ def _tile_of(tile, R, columns, WHOLE: tl.constexpr, H: tl.constexpr, BM: tl.cons
 def _end(
     y, x, weight, bias, first, second, lengths, g, z, out, means, squares, counts, R, L, threshold, scale,
     DROPOUT: tl.constexpr, KEEPS_Y: tl.constexpr, MOMENTS: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
-    H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
+    H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
-    for c0 in tl.range(0, H, BC):
+    for c0 in tl.range(0, H, BC, num_stages=STAGES):
         columns = c0 + tl.arange(0, BC)
         rows, start, live, here = _tile_of(tile, R, columns, WHOLE, H, BM)
         t = gelu(tl.load(y + start + here, mask=live, other=0.0).to(tl.float32))
@@ -103,12 +103,12 @@ def _end(
 def _end_gradient(
     dout, y, z, transposed, bias, first, second, dz, dy, sums, R, L, threshold, scale,
     DROPOUT: tl.constexpr, KEEPS_Y: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
-    H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
+    H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """First dz, its sums over rows, and the gradient of keep, in the room of dy; then dy = gelu'(y) drop(dz W), to
     which the gradient of keep is added before or after gelu' and drop, as keep is g or y."""
     tile = tl.program_id(0)
-    for c0 in tl.range(0, H, BC):
+    for c0 in tl.range(0, H, BC, num_stages=STAGES):
         columns = c0 + tl.arange(0, BC)
         rows, start, live, here = _tile_of(tile, R, columns, WHOLE, H, BM)
         d = tl.load(dout + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32)
@@ -184,7 +184,7 @@ def _launch(y: Tensor, key: Tensor | None, rate: float, tied: bool) -> tuple[int
     BN = max(b for b in (64, 128) if b <= BN and H % b == 0)
     call = {
         "DROPOUT": masks(key, tied, L, BM), "WHOLE": R % BM == 0, "PRECISION": precision(), "H": H, "BM": BM, "BN": BN,
-        "BK": BK, "BC": FEATURES, "num_warps": warps, "num_stages": stages,
+        "BK": BK, "BC": FEATURES, "STAGES": STAGES, "num_warps": warps, "num_stages": stages,
     }  # fmt: skip
     # Three TF32 products in place of one take more registers.
     wide = y.dtype == torch.float32 and precision() != "tf32"
