@@ -88,11 +88,15 @@ def _end(
         t = t.to(out.dtype.element_ty)
         tl.store(out + start + here, t, mask=live, eviction_policy=ONCE)
         if MOMENTS:  # of what was stored: the next norm reads that
-            valid = valid_rows(rows, lengths, R, L)
-            t = tl.where(valid[:, None], t.to(tl.float32), 0.0)
-            count = tl.sum(valid.to(tl.float32), 0)
+            t, count = t.to(tl.float32), tl.full((), BM, tl.float32)
+            if lengths is not None or not WHOLE:
+                valid = valid_rows(rows, lengths, R, L)
+                t = tl.where(valid[:, None], t, 0.0)
+                count = tl.sum(valid.to(tl.float32), 0)
             mean = tl.sum(t, 0) / tl.maximum(count, 1.0)
-            apart = tl.where(valid[:, None], t - mean[None, :], 0.0)
+            apart = t - mean[None, :]
+            if lengths is not None or not WHOLE:
+                apart = tl.where(valid[:, None], apart, 0.0)
             tl.store(means + tile * H + columns, mean)
             tl.store(squares + tile * H + columns, tl.sum(apart * apart, 0))
             if n0 == 0:
