@@ -137,6 +137,7 @@ def _end_gradient(
         # Stores nothing, but for it the compiler (3.6) keeps the product's layout and moves all that follows into it.
         tl.store(dy + start + here, d, mask=live & (rows < 0)[:, None])
         d = d.to(tl.float32)
+        # Of the same pointers as the store below, so that each thread has read what it overwrites.
         beside = tl.load(dy + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32)
         if not KEEPS_Y:
             d += beside
