@@ -28,6 +28,7 @@ def small_tiles(monkeypatch):
     from ptd_torch import triton_columns, triton_end
 
     monkeypatch.setattr(triton_end, "TILE", dict.fromkeys(triton_end.TILE, (16, 64, 32, 4, 1, None)))
+    monkeypatch.setattr(triton_end, "FEATURES", 32)
     monkeypatch.setattr(triton_columns, "PROGRAMS", 3)
     monkeypatch.setattr(triton_columns, "PARTS", 4)
 
@@ -112,13 +113,13 @@ def test_gelu_and_its_slope_are_cores_and_its_derivative():
     exact = y.double().requires_grad_()
     expected = core.gelu(exact)
     (slope,) = torch.autograd.grad(expected.sum(), exact)
-    found = triton_end.activated(y, None, 0.0, False)
-    # Of dg = 1, which is what the unit matrix makes of dz = 1.
-    of_ones = triton_end.backward(
-        torch.ones_like(y), torch.eye(64), y, torch.zeros_like(y), None, 0.0, False, keeps_y=True
-    )
+    options = (None, None, 0.0, False, False)
+    zero, none = torch.zeros(64), torch.zeros_like(y)
+    _, _, found, _ = triton_end.forward(y, none, torch.eye(64), zero, None, *options, moments=False)
+    # Without a weight, of dg = 1/2: the gate is open by half everywhere.
+    slope_half, _, _ = triton_end.backward(torch.ones_like(y), y, none, torch.zeros(64, 64), zero, *options)
     assert_close(found.double(), expected.detach(), rtol=1e-6, atol=1e-6)
-    assert_close(of_ones.double(), slope, rtol=1e-6, atol=2e-6)
+    assert_close(2 * slope_half.double(), slope, rtol=1e-6, atol=2e-6)
 
 
 def test_nothing_is_read_beyond_the_last_row():
@@ -140,8 +141,10 @@ def test_operator_passes_torchs_own_checks():
     )
 
 
-def test_no_rows_have_no_moments_to_speak_of():
-    y, weight, bias = torch.zeros(0, 5, 64), torch.ones(64, 64), torch.zeros(64)
-    out, moments, _, _ = block_end(y, y, weight, bias, None, None, None, 0.0, False, True, True)
+def test_no_rows_have_no_moments_to_speak_of_and_no_gradients():
+    y, weight, bias = (v.requires_grad_() for v in (torch.zeros(0, 5, 64), torch.ones(64, 64), torch.zeros(64)))
+    out, moments, _, _ = block_end(y, y.detach(), weight, bias, None, None, None, 0.0, False, True, True)
     assert out.shape == y.shape
     assert torch.equal(moments, torch.zeros(2, 64))
+    for grad, leaf in zip(torch.autograd.grad(out.sum(), (y, weight, bias)), (y, weight, bias), strict=True):
+        assert torch.equal(grad, torch.zeros_like(leaf))

@@ -32,10 +32,7 @@ def block_end(
     from . import triton_end
 
     y, x, weight, bias, lengths = (None if v is None else v.contiguous() for v in (y, x, weight, bias, lengths))
-    g = triton_end.activated(y, first, rate, tied)
-    keep = y if keeps_y else g
-    z, out, found = triton_end.forward(g, weight, bias, keep, x, second, lengths, rate, tied, moments)
-    return out, found, g, z
+    return triton_end.forward(y, x, weight, bias, first, second, lengths, rate, tied, keeps_y, moments)
 
 
 @block_end.register_fake
@@ -52,14 +49,12 @@ def block_end_adjoint(
     second: Tensor | None, rate: float, tied: bool, keeps_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of block_end by y, weight and bias, from weight^T in memory; that by x is dout itself."""
-    from . import triton_end, triton_gate
+    from . import triton_end
 
     dout, y, transposed, bias = (v.contiguous() for v in (dout, y, transposed, bias))
-    keep = y if keeps_y else g
-    dkeep, dz, dbias = triton_gate.backward(dout, keep, z, bias, second, rate, tied)
+    dy, dz, dbias = triton_end.backward(dout, y, z, transposed, bias, first, second, rate, tied, keeps_y)
     H = z.shape[-1]
-    dweight = dz.view(-1, H).t() @ g.view(-1, H)
-    return triton_end.backward(dz, transposed, y, dkeep, first, rate, tied, keeps_y), dweight, dbias
+    return dy, dz.view(-1, H).t() @ g.view(-1, H), dbias
 
 
 @block_end_adjoint.register_fake
