@@ -166,3 +166,14 @@ def test_a_second_derivative_is_refused():
     (first,) = torch.autograd.grad(y.square().sum(), u, create_graph=True)
     with pytest.raises(RuntimeError, match="chunks_adjoint"):
         torch.autograd.grad(first.sum(), u)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch 2.13's forward mode
+def test_tangents_are_left_to_the_parts(calls):
+    layer, u = ptd.S4D(3, 8), draw(BATCH, L, 3)
+    params, forward_ad = parameters(layer), torch.autograd.forward_ad
+    with forward_ad.dual_level():
+        y = layer.apply(params, forward_ad.make_dual(u, u), kernels=FUSED, form="chunked")
+        y, slope = forward_ad.unpack_dual(y)  # the output is linear in u
+    assert not calls
+    assert_close(slope, y)
