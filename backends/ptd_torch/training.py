@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from ptd import checks
 from ptd.contract import Backend
@@ -22,10 +20,8 @@ from ptd.whole_sets import Placed, as_set, batches
 
 from .compilation import compiled as compile_once
 from .dropout import Dropout, derived
-from .encoder import encode
-from .fused import Passes, parts
 from .graphs import captured
-from .norm import column_moments
+from .program import Program
 
 
 class TorchLearner:
@@ -50,8 +46,7 @@ class TorchLearner:
         compiled: bool | None = None,
         fused: Collection[str] | None = None,
     ):
-        self._backend, self._model, self._activations = backend, model, activations
-        self._fused = fused
+        self._model = model
         self._leaves = {name: backend.asarray(value, "float32").clone() for name, value in params.items()}
         self._device = next(iter(self._leaves.values())).device
         self._steps = torch.zeros((), dtype=torch.int64, device=self._device)
@@ -64,10 +59,9 @@ class TorchLearner:
             leaf.requires_grad_()
         self._on_gpu = self._device.type == "cuda"
         self._compiled = self._on_gpu if compiled is None else compiled
-        # One block is compiled for all, and what stands before the first and after the last.
         run = compile_once if self._compiled else (lambda function: function)
-        self._clock, self._encoder = run(self._clock_of), run(self._encoder_of)
-        self._block, self._decoder = run(self._block_of), run(self._decoder_of)
+        self._clock = run(self._clock_of)
+        self._program = Program(backend, model, activations, fused, run)
         # Each graph with the data set it reads: freed, its memory and its id would be another's.
         self._graphs: dict[Any, tuple[Any, Tensor, Tensor, Placed]] = {}
 
@@ -150,71 +144,10 @@ class TorchLearner:
 
     def _loss_of(self, batch: Placed, keys: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         training = Training(Dropout(keys[0, 0]))
-        return self._apply(batch.inputs, keys, batch.targets, lengths=batch.lengths, training=training)
+        return self._program(self._leaves, batch.inputs, keys, batch.targets, lengths=batch.lengths, training=training)
 
     def _outputs_of(self, inputs: Tensor, lengths: Tensor | None, noise: list[Tensor] | None) -> Tensor:
-        return self._apply(inputs, None, None, lengths=lengths, layer_noise=noise)
-
-    def _apply(self, inputs: Tensor, keys: Tensor | None, targets: Tensor | None, **call: Any) -> Any:
-        """Outputs, or with targets their loss; with keys those of training."""
-        known: Tensor | None = None
-        outer = {name: leaf for name, leaf in self._leaves.items() if not name.startswith("blocks.")}
-
-        def run_block(model: SequenceModel, i: int, leaves: dict, x: Tensor, **call: Any) -> Any:
-            nonlocal known
-            key = None if keys is None or not model.dropout else keys[i, 0]
-            if known is None and keys is not None and "norm" in parts(model, x, self._fused):
-                known = column_moments(x.detach(), call["lengths"])
-            x, statistics, known = self._block(
-                leaves, x, known, call["lengths"], call["noise"], key, training=keys is not None
-            )
-            return x, statistics
-
-        return self._backend.apply_model(
-            self._model,
-            self._leaves,
-            inputs,
-            activations=self._activations,
-            run_block=run_block,
-            run_encoder=lambda model, params, u, activations: self._encoder(outer, u),
-            run_decoder=lambda model, params, x, lengths: self._decoder(outer, x, lengths, targets),
-            **call,
-        )
-
-    def _encoder_of(self, leaves: dict, u: Tensor) -> Tensor:
-        dtype = torch.float32 if self._activations is None else getattr(torch, self._activations)
-        fused = parts(self._model, leaves["encoder.bias"].new_empty(0, dtype=dtype), self._fused)
-        return encode(self._model, _with_gradients_in_order(leaves), u, self._activations, fused)
-
-    def _decoder_of(self, leaves: dict, x: Tensor, lengths: Tensor | None, targets: Tensor | None) -> Tensor:
-        """Outputs, or with targets their loss."""
-        y = self._model.decode(leaves, x, lengths)
-        if targets is None:
-            return y
-        if targets.is_floating_point():
-            return ((y - targets) ** 2).mean()
-        return functional.cross_entropy(y, targets.long())
-
-    def _block_of(
-        self,
-        leaves: dict,
-        x: Tensor,
-        known: Tensor | None,
-        lengths: Tensor | None,
-        noise: Tensor | None,
-        key: Tensor | None,
-        training: bool,
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """A block, from the moments of its input, where its norm takes them, to those of its output."""
-        leaves = _with_gradients_in_order(leaves)
-        call: dict[str, Any] = {"lengths": lengths, "noise": noise}
-        if not training:
-            return *self._model.block(0, leaves, x, training=None, run=self._backend.apply, **call), None
-        step, fused = Training(Dropout(key)), parts(self._model, x, self._fused)
-        call["run"] = functools.partial(self._backend.apply, fused=fused)
-        passes = Passes(self._model, step, known, lengths)
-        x, statistics = self._model.block(0, leaves, x, training=step, **call, **passes.of(fused))
-        return x, statistics, passes.found
+        return self._program(self._leaves, inputs, None, None, lengths=lengths, layer_noise=noise)
 
     def _update(self, grads: dict[str, Tensor], rates: list[Tensor]) -> None:
         """AdamW in place, at the rate of each group."""
@@ -266,11 +199,6 @@ class TorchLearner:
         return (
             host.to(self._device) if isinstance(host, Tensor) else torch.tensor(np.asarray(host), device=self._device)
         )
-
-
-def _with_gradients_in_order(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same leaves; a gradient that comes transposed, as B's does, is laid out like its leaf by the compiler."""
-    return {name: leaf.reshape(-1).view(leaf.shape) if leaf.ndim > 1 else leaf for name, leaf in leaves.items()}
 
 
 def _groups(optimizer: Optimizer, leaves: Mapping[str, Tensor]) -> dict[Any, list[str]]:
