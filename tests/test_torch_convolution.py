@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -13,11 +14,8 @@ import ptd
 from ptd import convolution
 from ptd.arrays import Array, as_complex, imag, real
 from ptd_torch import backend, cauchy, vandermonde
-from ptd_torch.scan import kernel_path
 
-pytestmark = pytest.mark.skipif(
-    kernel_path(torch.device("cpu")) == "torch", reason="needs TRITON_INTERPRET=1 and Triton: nox -s triton-interpreter"
-)
+pytestmark = interpreter.needed
 
 EPS = 2**-24
 H = 2

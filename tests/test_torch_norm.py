@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -11,11 +12,8 @@ import ptd
 from ptd.model import SequenceModel, batch_norm, moments
 from ptd_torch import backend, fused, program
 from ptd_torch.norm import batch_normalized, column_moments, norm_adjoint, norm_factor
-from ptd_torch.scan import kernel_path
 
-pytestmark = pytest.mark.skipif(
-    kernel_path(torch.device("cpu")) == "torch", reason="needs TRITON_INTERPRET=1 and Triton: nox -s triton-interpreter"
-)
+pytestmark = interpreter.needed
 
 H, EPS = 64, 2.0**-23
 # Lengths that do not lie side by side, as a column of a table.

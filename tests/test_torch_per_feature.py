@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -13,11 +14,8 @@ import ptd
 from ptd_torch import backend, per_feature_chunks
 from ptd_torch.kernels import KERNELS
 from ptd_torch.per_feature_chunks import chunks
-from ptd_torch.scan import kernel_path
 
-pytestmark = pytest.mark.skipif(
-    kernel_path(torch.device("cpu")) == "torch", reason="needs TRITON_INTERPRET=1 and Triton: nox -s triton-interpreter"
-)
+pytestmark = interpreter.needed
 
 FUSED = dataclasses.replace(KERNELS["cpu"], chunk_length=lambda layer, L: 16)
 PARTS = dataclasses.replace(FUSED, per_feature_chunks=None)

@@ -24,6 +24,7 @@ from ptd.portable import PortableBackend
 
 from .chunked import mixing_chunks
 from .compilation import compiled
+from .fused import PARTS
 from .kernels import KERNELS, chunk_length_beside_states, exact_matmul
 from .scan import kernel_path
 from .states import mixing_states
@@ -92,6 +93,8 @@ class TorchBackend(PortableBackend):
         On a GPU so are the kernels of form "convolution" in float32, and those of form "chunked" but for S5's. In
         forward mode, and under torch.func where they have no rule, core's definitions run; named kernels are refused.
         """
+        for name in fused:
+            checks.choice("fused", name, PARTS)
         if fused and not plain():
             raise checks.fail("fused", "no kernels by name under torch.func or in forward mode", sorted(fused))
         kernels = KERNELS[u.device.type] if isinstance(u, Tensor) else self.kernels

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,7 +14,7 @@ from ptd.model import SequenceModel, Training
 
 from .dropout import Dropout
 from .encoder import encode
-from .fused import Passes, parts
+from .fused import Passes
 from .norm import column_moments
 
 
@@ -24,7 +23,8 @@ class Program:
 
     Args:
         backend, model: whose layers run, in which model.
-        activations, fused: see ptd_torch.training.TorchLearner.
+        activations: see ptd_torch.training.TorchLearner.
+        fused: the parts that run as kernels; see ptd_torch.fused.parts.
         compiled: compiles a function, or returns it as it is.
     """
 
@@ -33,7 +33,7 @@ class Program:
         backend: Backend,
         model: SequenceModel,
         activations: str | None,
-        fused: Collection[str] | None,
+        fused: Collection[str],
         compiled: Callable[[Callable], Callable],
     ):
         self._backend, self._model, self._activations, self._fused = backend, model, activations, fused
@@ -53,7 +53,7 @@ class Program:
         def run_block(model: SequenceModel, i: int, leaves: dict, x: Tensor, **call: Any) -> Any:
             nonlocal known
             key = None if keys is None or not model.dropout else keys[i, 0]
-            if known is None and keys is not None and "norm" in parts(model, x, self._fused):
+            if known is None and keys is not None and "norm" in self._fused:
                 known = column_moments(x.detach(), call["lengths"])
             x, statistics, known = self._block(
                 leaves, x, known, call["lengths"], call["noise"], key, training=keys is not None
@@ -72,9 +72,7 @@ class Program:
         )
 
     def _encoder_of(self, leaves: dict, u: Tensor) -> Tensor:
-        dtype = torch.float32 if self._activations is None else getattr(torch, self._activations)
-        fused = parts(self._model, leaves["encoder.bias"].new_empty(0, dtype=dtype), self._fused)
-        return encode(self._model, _with_gradients_in_order(leaves), u, self._activations, fused)
+        return encode(self._model, _with_gradients_in_order(leaves), u, self._activations, self._fused)
 
     def _decoder_of(self, leaves: dict, x: Tensor, lengths: Tensor | None, targets: Tensor | None) -> Tensor:
         """Outputs, or with targets their loss."""
@@ -100,10 +98,10 @@ class Program:
         call: dict[str, Any] = {"lengths": lengths, "noise": noise}
         if not training:
             return *self._model.block(0, leaves, x, training=None, run=self._backend.apply, **call), None
-        step, fused = Training(Dropout(key)), parts(self._model, x, self._fused)
-        call["run"] = functools.partial(self._backend.apply, fused=fused)
+        step = Training(Dropout(key))
+        call["run"] = functools.partial(self._backend.apply, fused=self._fused)
         passes = Passes(self._model, step, known, lengths)
-        x, statistics = self._model.block(0, leaves, x, training=step, **call, **passes.of(fused))
+        x, statistics = self._model.block(0, leaves, x, training=step, **call, **passes.of(self._fused))
         return x, statistics, passes.found
 
 

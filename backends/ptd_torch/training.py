@@ -20,6 +20,7 @@ from ptd.whole_sets import Placed, as_set, batches
 
 from .compilation import compiled as compile_once
 from .dropout import Dropout, derived
+from .fused import parts
 from .graphs import captured
 from .program import Program
 
@@ -31,7 +32,13 @@ class TorchLearner:
         activations: a narrower dtype for all between encoder and pooling, "bfloat16"; None for float32.
         compiled: compile forward and backward and, on a GPU, replay steps as CUDA graphs; by default on a GPU only.
         fused: which parts of a block run as kernels rather than array code, of ptd_torch.fused.PARTS; by default those
-            that were measured to be faster, ptd_torch.fused.WIDEST.
+            that can and that were measured to be faster, ptd_torch.fused.WIDEST.
+
+    Attributes:
+        fused: the parts that run as kernels.
+
+    Raises:
+        ValueError: a part named in fused cannot run on this device or in this model.
     """
 
     def __init__(
@@ -61,7 +68,9 @@ class TorchLearner:
         self._compiled = self._on_gpu if compiled is None else compiled
         run = compile_once if self._compiled else (lambda function: function)
         self._clock = run(self._clock_of)
-        self._program = Program(backend, model, activations, fused, run)
+        dtype = torch.float32 if activations is None else getattr(torch, activations)
+        self.fused = parts(model, torch.empty(0, dtype=dtype, device=self._device), fused)
+        self._program = Program(backend, model, activations, self.fused, run)
         # Each graph with the data set it reads: freed, its memory and its id would be another's.
         self._graphs: dict[Any, tuple[Any, Tensor, Tensor, Placed]] = {}
 
