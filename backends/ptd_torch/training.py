@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,10 +12,11 @@ from torch import Tensor
 
 from ptd import checks
 from ptd.contract import Backend
-from ptd.model import SequenceModel, Training, is_statistic
+from ptd.model import SequenceModel, Training
 from ptd.optimization import Optimizer
 from ptd.whole_sets import Placed, as_set, batches
 
+from .adamw import AdamW
 from .compilation import compiled as compile_once
 from .dropout import Dropout, derived
 from .fused import parts
@@ -26,7 +25,7 @@ from .program import Program
 
 
 class TorchLearner:
-    """The contract's Learner. All it changes is in _leaves, _moments and _steps, which stay where they are in memory.
+    """The contract's Learner. All it changes is in _leaves and _adamw, and stays where it is in memory.
 
     Args:
         activations: a narrower dtype for all between encoder and pooling, "bfloat16"; None for float32.
@@ -53,17 +52,10 @@ class TorchLearner:
         compiled: bool | None = None,
         fused: Collection[str] | None = None,
     ):
-        self._model = model
+        self._model, self._seed = model, seed
         self._leaves = {name: backend.asarray(value, "float32").clone() for name, value in params.items()}
         self._device = next(iter(self._leaves.values())).device
-        self._steps = torch.zeros((), dtype=torch.int64, device=self._device)
-        self._seed, self._schedule = seed, _schedule(optimizer)
-        self._groups = _groups(optimizer, self._leaves)
-        self._peaks = [group.lr for group in self._groups]
-        self._moments = {name: torch.zeros_like(leaf) for name, leaf in self._trained().items()}
-        self._squares = {name: torch.zeros_like(leaf) for name, leaf in self._trained().items()}
-        for leaf in self._trained().values():
-            leaf.requires_grad_()
+        self._adamw = AdamW(optimizer, self._leaves)
         self._on_gpu = self._device.type == "cuda"
         self._compiled = self._on_gpu if compiled is None else compiled
         run = compile_once if self._compiled else (lambda function: function)
@@ -128,16 +120,16 @@ class TorchLearner:
     # --- one step ----------------------------------------------------------------------------------------------
 
     def _step(self, batch: Placed) -> Tensor:
-        rates, keys = self._clock(self._steps)
+        rates, keys = self._clock(self._adamw.steps)
         loss, statistics = self._loss_of(batch, keys)
-        trained = self._trained()
+        trained = self._adamw.trained
         found = torch.autograd.grad(loss, list(trained.values()))
         # The fused update reads memory in order, whatever the strides say.
         grads = {name: grad.contiguous() for name, grad in zip(trained, found, strict=True)}
         with torch.no_grad():
             if statistics:
                 torch._foreach_copy_([self._leaves[name] for name in statistics], list(statistics.values()))
-            self._update(grads, rates)
+            self._adamw.update(grads, rates)
         return loss.detach()
 
     def _indexed(self, placed: Placed, index: Tensor) -> Tensor:
@@ -148,8 +140,7 @@ class TorchLearner:
         key = derived(derived(steps, 0), self._seed)
         # Rows of 16 bytes: the compiled block copies arguments that do not begin at a multiple of these.
         block = torch.arange(1, self._model.n_layers + 1, device=steps.device)[:, None].expand(-1, 4)
-        share = self._schedule(steps.to(torch.float32))
-        return [share * peak for peak in self._peaks], derived(key, block * 0x27D4EB2F)
+        return self._adamw.rates(steps), derived(key, block * 0x27D4EB2F)
 
     def _loss_of(self, batch: Placed, keys: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         training = Training(Dropout(keys[0, 0]))
@@ -157,19 +148,6 @@ class TorchLearner:
 
     def _outputs_of(self, inputs: Tensor, lengths: Tensor | None, noise: list[Tensor] | None) -> Tensor:
         return self._program(self._leaves, inputs, None, None, lengths=lengths, layer_noise=noise)
-
-    def _update(self, grads: dict[str, Tensor], rates: list[Tensor]) -> None:
-        """AdamW in place, at the rate of each group."""
-        self._steps += 1
-        done = self._steps.to(torch.float32)
-        for (group, names), rate in zip(self._groups.items(), rates, strict=True):
-            sources = (self._leaves, grads, self._moments, self._squares)
-            # The update reads the count of each leaf, and does not write it: one serves all.
-            torch._fused_adamw_(
-                *([source[name] for name in names] for source in sources), [], [done] * len(names),
-                lr=rate, beta1=0.9, beta2=0.999, weight_decay=group.weight_decay, eps=1e-8,
-                amsgrad=False, maximize=False,
-            )  # fmt: skip
 
     # --- CUDA graphs -------------------------------------------------------------------------------------------
 
@@ -194,38 +172,10 @@ class TorchLearner:
 
     # --- state -------------------------------------------------------------------------------------------------
 
-    def _trained(self) -> dict[str, Tensor]:
-        names = itertools.chain.from_iterable(self._groups.values())
-        return {name: self._leaves[name] for name in names}
-
     def _state(self) -> dict[str, Tensor]:
-        state = {"leaves": self._leaves, "moments": self._moments, "squares": self._squares}
-        return {f"{part}.{name}": value for part, values in state.items() for name, value in values.items()} | {
-            "steps": self._steps
-        }
+        return {f"leaves.{name}": leaf for name, leaf in self._leaves.items()} | self._adamw.state()
 
     def _tensor(self, host: Any) -> Tensor:
         return (
             host.to(self._device) if isinstance(host, Tensor) else torch.tensor(np.asarray(host), device=self._device)
         )
-
-
-def _groups(optimizer: Optimizer, leaves: Mapping[str, Tensor]) -> dict[Any, list[str]]:
-    """Names of the trained leaves by their group."""
-    groups: dict[Any, list[str]] = {}
-    for name in leaves:
-        group = optimizer.group(name)
-        if not is_statistic(name) and group.lr > 0:
-            groups.setdefault(group, []).append(name)
-    return groups
-
-
-def _schedule(optimizer: Optimizer) -> Callable[[Tensor], Tensor]:
-    """The share of the peak rate at a step: linear warm-up, then half a cosine to 0."""
-    warm, total = optimizer.warmup_steps, optimizer.total_steps
-
-    def share(step: Tensor) -> Tensor:
-        falling = 0.5 * (1 + torch.cos(math.pi * ((step - warm) / (total - warm)).clamp(0, 1)))
-        return torch.where(step < warm, step / max(warm, 1), falling)
-
-    return share
