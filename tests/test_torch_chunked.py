@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,6 @@ import ptd
 import ptd_torch.chunked as operators
 from ptd_torch import backend, kernels
 from ptd_torch.chunked import chunked, sum_of_products
-from ptd_torch.scan import kernel_path
 
 
 def outputs_and_gradients(layer, params, u, upstream, fused):
@@ -83,7 +83,7 @@ def test_operator_passes_torchs_own_checks():
     )
 
 
-@pytest.mark.skipif(kernel_path(torch.device("cpu")) == "torch", reason="segments are Triton's")
+@interpreter.needed
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_segments_of_time_change_nothing_in_either_direction(exclusive, monkeypatch):
     from ptd_torch import triton_scan

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -11,11 +14,8 @@ import ptd
 from ptd import convolution
 from ptd.arrays import Array, as_complex, imag, real
 from ptd_torch import backend, cauchy, vandermonde
-from ptd_torch.scan import kernel_path
 
-pytestmark = pytest.mark.skipif(
-    kernel_path(torch.device("cpu")) == "torch", reason="needs TRITON_INTERPRET=1 and Triton: nox -s triton-interpreter"
-)
+pytestmark = interpreter.needed
 
 EPS = 2**-24
 H = 2
@@ -217,18 +217,50 @@ def test_operators_over_a_batch_are_a_batch_of_operators(name, dims):
     assert_close(found, torch.stack(each), rtol=1e-5, atol=1e-5)
 
 
-def test_double_precision_and_transformations_are_left_to_core(calls):
+def kernel(w: torch.Tensor, a: torch.Tensor) -> Array:
+    return vandermonde.vandermonde(as_complex(w[..., 0], w[..., 1]), as_complex(a[..., 0], a[..., 1]), 9)
+
+
+def test_double_precision_and_gradients_of_torch_func_are_left_to_core(calls):
     w, a = draw(H, 3, 2), 0.5 * draw(H, 3, 2, seed=1)
-
-    def kernel(w: torch.Tensor, a: torch.Tensor) -> Array:
-        return vandermonde.vandermonde(as_complex(w[..., 0], w[..., 1]), as_complex(a[..., 0], a[..., 1]), 9)
-
     wide = kernel(w.double(), a.double())
-    mapped = torch.vmap(kernel, in_dims=(0, 0))(w, a)
+    slopes = torch.vmap(torch.func.grad(lambda w, a: kernel(w, a).sum()))(w, a)
     assert calls == []
-    assert_close(mapped.double(), wide, rtol=0, atol=1e-5)
-    kernel(w, a)
+    w.requires_grad_()
+    narrow = kernel(w, a)
     assert calls == ["sums_of_powers"]
+    assert_close(narrow.double(), wide, rtol=0, atol=1e-5)
+    assert_close(slopes, torch.autograd.grad(narrow.sum(), w)[0], rtol=1e-5, atol=1e-5)
+
+
+def ensemble(layer: ptd.Layer) -> tuple[Callable, dict[str, torch.Tensor]]:
+    """The convolution form as a function of the leaves, and the leaves of two members, stacked."""
+    members = [ptd.initialize(layer, np.random.default_rng(seed), init="legs") for seed in (0, 1)]
+    stacked = {
+        name: backend.asarray(np.stack([each[name] for each in members]), "float32").requires_grad_()
+        for name in members[0]
+    }
+    u = draw(2, 20, 2)
+    return lambda params: backend.apply(layer, params, u, form="convolution"), stacked
+
+
+@pytest.mark.parametrize("layer", [ptd.S4D(2, 6), ptd.S4(2, 6)], ids=["s4d", "s4"])
+def test_ensemble_of_layers_runs_on_the_operators(layer, calls):
+    """Under vmap the members are further rows of one call, made by the operator's rule; gradients go through it."""
+    run, stacked = ensemble(layer)
+    found, weights = torch.vmap(run)(stacked), draw(2, 2, 20, 2, seed=1)
+    assert len(calls) == 2  # within vmap, and by the rule
+    expected = torch.stack([run({name: leaf[i] for name, leaf in stacked.items()}) for i in range(2)])
+    ours, each = ([y.detach(), *torch.autograd.grad(y, list(stacked.values()), weights)] for y in (found, expected))
+    assert max(errors(ours, each)) < 64 * EPS
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch 2.13's compiler of its own
+def test_compiled_ensemble_is_left_to_core(calls):
+    run, stacked = ensemble(ptd.S4D(2, 6))
+    found = torch.compile(torch.vmap(run), backend="aot_eager", fullgraph=True)(stacked)
+    assert not calls
+    assert max(errors([found], [torch.vmap(run)(stacked)])) < 64 * EPS
 
 
 def test_a_second_derivative_is_refused():

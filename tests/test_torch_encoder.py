@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -11,11 +12,8 @@ import ptd
 from ptd.model import SequenceModel
 from ptd_torch.dropout import Dropout, tied_mask
 from ptd_torch.encoder import bucket_sums, embedded, encode
-from ptd_torch.scan import kernel_path
 
-kernels = pytest.mark.skipif(
-    kernel_path(torch.device("cpu")) == "torch", reason="needs TRITON_INTERPRET=1 and Triton: nox -s triton-interpreter"
-)
+kernels = interpreter.needed
 
 
 def model(H: int = 64, **options: object) -> SequenceModel:

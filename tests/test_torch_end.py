@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import interpreter
 import pytest
 import torch
 from torch.testing import assert_close
@@ -12,11 +13,8 @@ from ptd.model import SequenceModel, Training
 from ptd_torch import fused
 from ptd_torch.dropout import Dropout
 from ptd_torch.end import block_end
-from ptd_torch.scan import kernel_path
 
-pytestmark = pytest.mark.skipif(
-    kernel_path(torch.device("cpu")) == "torch", reason="needs TRITON_INTERPRET=1 and Triton: nox -s triton-interpreter"
-)
+pytestmark = interpreter.needed
 
 # Whole tiles of 16 rows, each of one sequence; and neither.
 EVEN, ODD = (2, 32), (3, 29)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -13,11 +14,8 @@ from ptd_torch import backend, fused, training
 from ptd_torch.dropout import Dropout
 from ptd_torch.gate import gated_sum
 from ptd_torch.norm import batch_normalized, column_moments
-from ptd_torch.scan import kernel_path
 
-pytestmark = pytest.mark.skipif(
-    kernel_path(torch.device("cpu")) == "torch", reason="needs TRITON_INTERPRET=1 and Triton: nox -s triton-interpreter"
-)
+pytestmark = interpreter.needed
 
 B, L = 3, 45
 # Lengths that do not lie side by side, as a column of a table.
@@ -124,23 +122,10 @@ def test_norm_of_known_moments_equals_batch_norm(lengths, dtype):
         assert_close(found.double(), expected, rtol=0, atol=rounding * float(expected.abs().max()))
 
 
-def test_parts_are_chosen_by_table_or_by_name(monkeypatch):
-    x = torch.zeros(1, 1, 64)
-    monkeypatch.setitem(fused.WIDEST, torch.float32, {"chunks": 0, "norm": 64, "gate": 32})
-    assert fused.parts(model(), x) == {"norm"}
-    assert fused.parts(model(norm="layer"), x) == set()
-    assert fused.parts(model(), x, ["gate", "chunks"]) == {"gate", "chunks"}
-    assert fused.parts(model(activation="gelu"), x, ["gate", "end"]) == set()
-    assert fused.parts(model(activation="full_glu"), x, ["gate", "end"]) == {"gate"}
-    assert fused.parts(model(), x.double(), ["gate"]) == set()
-    with pytest.raises(ValueError, match="fused: expected one of"):
-        fused.parts(model(), x, ["gates"])
-
-
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # of a sigmoid that is 0 then
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch 2.13's compiler of its own
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("names", [fused.PARTS, ("norm",), ("gate",), ("end",)], ids=",".join)
+@pytest.mark.parametrize("names", [None, ("norm",), ("gate",), ("end",)], ids=["all", "norm", "gate", "end"])
 def test_learner_trains_as_without_kernels(names, compiled, monkeypatch):
     each = model(n_layers=2, dropout=0.2, norm_momentum=0.5)
     params = each.initialize(np.random.default_rng(0))
@@ -149,8 +134,9 @@ def test_learner_trains_as_without_kernels(names, compiled, monkeypatch):
     optimizer = ptd.optimization.Optimizer(lr=1e-3, ssm_lr=1e-3, weight_decay=0.0, total_steps=10)
     monkeypatch.setattr(training, "compile_once", lambda f: torch.compile(f, backend="aot_eager", fullgraph=True))
 
-    def train(names: tuple[str, ...], compiled: bool) -> dict[str, np.ndarray]:
+    def train(names: tuple[str, ...] | None, compiled: bool) -> dict[str, np.ndarray]:
         learner = backend.learner(each, params, optimizer, 0, compiled=compiled, fused=names)
+        assert learner.fused == set({*fused.PARTS} - {"embedding"} if names is None else names)
         learner.step(u, np.array([0, 1, 1]), lengths)
         return learner.snapshot()
 

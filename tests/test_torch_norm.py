@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -9,13 +10,10 @@ from torch.testing import assert_close
 
 import ptd
 from ptd.model import SequenceModel, batch_norm, moments
-from ptd_torch import backend, fused, training
+from ptd_torch import backend, fused, program
 from ptd_torch.norm import batch_normalized, column_moments, norm_adjoint, norm_factor
-from ptd_torch.scan import kernel_path
 
-pytestmark = pytest.mark.skipif(
-    kernel_path(torch.device("cpu")) == "torch", reason="needs TRITON_INTERPRET=1 and Triton: nox -s triton-interpreter"
-)
+pytestmark = interpreter.needed
 
 H, EPS = 64, 2.0**-23
 # Lengths that do not lie side by side, as a column of a table.
@@ -95,7 +93,7 @@ def test_norm_is_chosen_by_default():
 @LENGTHS
 def test_moments_are_looked_for_once_and_handed_on_from_block_to_block(lengths, monkeypatch):
     seen = []
-    monkeypatch.setattr(training, "column_moments", lambda *of: seen.append(of) or column_moments(*of))
+    monkeypatch.setattr(program, "column_moments", lambda *of: seen.append(of) or column_moments(*of))
     params = TRAINED.initialize(np.random.default_rng(0), init="legs")
     optimizer = ptd.Optimizer(lr=1e-3, total_steps=10)
     u = np.random.default_rng(1).standard_normal((3, 21, 1)).astype(np.float32)

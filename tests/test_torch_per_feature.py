@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -13,11 +14,8 @@ import ptd
 from ptd_torch import backend, per_feature_chunks
 from ptd_torch.kernels import KERNELS
 from ptd_torch.per_feature_chunks import chunks
-from ptd_torch.scan import kernel_path
 
-pytestmark = pytest.mark.skipif(
-    kernel_path(torch.device("cpu")) == "torch", reason="needs TRITON_INTERPRET=1 and Triton: nox -s triton-interpreter"
-)
+pytestmark = interpreter.needed
 
 FUSED = dataclasses.replace(KERNELS["cpu"], chunk_length=lambda layer, L: 16)
 PARTS = dataclasses.replace(FUSED, per_feature_chunks=None)
@@ -166,3 +164,14 @@ def test_a_second_derivative_is_refused():
     (first,) = torch.autograd.grad(y.square().sum(), u, create_graph=True)
     with pytest.raises(RuntimeError, match="chunks_adjoint"):
         torch.autograd.grad(first.sum(), u)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch 2.13's forward mode
+def test_tangents_are_left_to_the_parts(calls):
+    layer, u = ptd.S4D(3, 8), draw(BATCH, L, 3)
+    params, forward_ad = parameters(layer), torch.autograd.forward_ad
+    with forward_ad.dual_level():
+        y = layer.apply(params, forward_ad.make_dual(u, u), kernels=FUSED, form="chunked")
+        y, slope = forward_ad.unpack_dual(y)  # the output is linear in u
+    assert not calls
+    assert_close(slope, y)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -14,11 +15,7 @@ import ptd_torch.states as operators
 from ptd.speed import TRAINING_STEPS
 from ptd_torch import backend, kernels
 from ptd_torch.from_rest import drive_gradient, states_from_rest
-from ptd_torch.scan import kernel_path
 from ptd_torch.states import dot_columns, product_and_sums, states_form
-
-INTERPRETED = kernel_path(torch.device("cpu")) != "torch"
-ON_TRITON = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1 and Triton: nox -s triton-interpreter")
 
 
 def draws(*shapes, dtype=torch.float32):
@@ -29,7 +26,7 @@ def draws(*shapes, dtype=torch.float32):
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Several tiles in few rows."""
-    if INTERPRETED:
+    if interpreter.RUNS:
         from ptd_torch import triton_states
 
         monkeypatch.setattr(triton_states, "ROWS", 4)
@@ -117,7 +114,7 @@ def test_chunks_on_a_gpu_are_of_one_sample_where_the_direct_product_costs_more_t
     assert kernels.chunk_length_on_gpu(*rows["Pathfinder"]) == 2
 
 
-@ON_TRITON
+@interpreter.needed
 def test_gradient_over_spans_of_tiles_is_that_of_single_tiles(monkeypatch):
     from ptd_torch import triton_states
 

@@ -45,11 +45,11 @@ def test_model_without_dropout_asks_for_no_key(monkeypatch):
 
 
 def test_update_is_adamw_with_a_count_for_each_leaf_bit_for_bit():
-    each = learner(model())
-    leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in each._trained().items()}
+    own = learner(model())._adamw
+    leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in own.trained.items()}
     groups = [
         {"params": [leaves[name] for name in names], "weight_decay": group.weight_decay}
-        for group, names in each._groups.items()
+        for group, names in own.groups.items()
     ]
     adamw = torch.optim.AdamW(groups, lr=torch.tensor(0.0), fused=True)
     for step in range(3):
@@ -57,18 +57,18 @@ def test_update_is_adamw_with_a_count_for_each_leaf_bit_for_bit():
             name: torch.randn(leaf.shape, generator=torch.Generator().manual_seed(step))
             for name, leaf in leaves.items()
         }
-        rates, _ = each._clock(each._steps)
+        rates = own.rates(own.steps)
         for group, rate in zip(adamw.param_groups, rates, strict=True):
             group["lr"] = rate
         for name, leaf in leaves.items():
             leaf.grad = grads[name]
         adamw.step()
         with torch.no_grad():
-            each._update(grads, rates)
+            own.update(grads, rates)
     for name, leaf in leaves.items():
-        assert torch.equal(each._leaves[name], leaf), name
-        assert torch.equal(each._squares[name], adamw.state[leaf]["exp_avg_sq"]), name
-    assert each._steps == 3
+        assert torch.equal(own.trained[name], leaf), name
+        assert torch.equal(own.squares[name], adamw.state[leaf]["exp_avg_sq"]), name
+    assert own.steps == 3
 
 
 def compiled_but_for_blocks(function):

@@ -26,7 +26,7 @@ from .kernels import choice, table
 
 #: By platform, for programs that run once. Where XLA chooses between kernels by timing them, it compiles dozens for
 #: each product and fusion: minutes for the gradient of S4's chunked form, whose powers are 34 products of different
-#: shapes. (The second is an option since jax 0.8.)
+#: shapes.
 UNTUNED = {"gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_experimental_enable_fusion_autotuner": False}}
 
 

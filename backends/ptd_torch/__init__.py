@@ -24,9 +24,11 @@ from ptd.portable import PortableBackend
 
 from .chunked import mixing_chunks
 from .compilation import compiled
+from .fused import PARTS
 from .kernels import KERNELS, chunk_length_beside_states, exact_matmul
 from .scan import kernel_path
 from .states import mixing_states
+from .transforms import plain
 
 _compatible = array_api_compat.array_namespace(torch.zeros(0))
 xp = types.ModuleType(_compatible.__name__)
@@ -88,8 +90,13 @@ class TorchBackend(PortableBackend):
     ) -> Any:
         """See ptd.contract.Backend; fused names kernels with a first derivative only: "chunks", "states", "tiles".
 
-        On a GPU so are the kernels of form "convolution" in float32, and those of form "chunked" but for S5's.
+        On a GPU so are the kernels of form "convolution" in float32, and those of form "chunked" but for S5's. In
+        forward mode, and under torch.func where they have no rule, core's definitions run; named kernels are refused.
         """
+        for name in fused:
+            checks.choice("fused", name, PARTS)
+        if fused and not plain():
+            raise checks.fail("fused", "no kernels by name under torch.func or in forward mode", sorted(fused))
         kernels = KERNELS[u.device.type] if isinstance(u, Tensor) else self.kernels
         tiled = "tiles" in fused
         if "chunks" in fused:

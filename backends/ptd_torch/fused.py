@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ptd import checks
+from ptd.layers import S5
 from ptd.model import SequenceModel, Training
 
 from .end import block_end
@@ -33,33 +34,57 @@ WIDEST = {
 TILE = 64
 
 
+#: What each part needs of a model.
+NEEDS: dict[str, tuple[str, Callable[[SequenceModel], bool]]] = {
+    "chunks": ("an S5 layer", lambda model: isinstance(model.layer, S5)),
+    "states": ("an S5 layer", lambda model: isinstance(model.layer, S5)),
+    "tiles": ("an S5 layer", lambda model: isinstance(model.layer, S5)),
+    "norm": ("a batch norm before each layer", lambda model: model.norm == "batch" and model.prenorm),
+    "gate": ("residual blocks that end in a gate", lambda model: model.residual and model.activation != "gelu"),
+    "end": (
+        "residual blocks that end in half_glu1 or half_glu2",
+        lambda model: model.residual and model.activation in ("half_glu1", "half_glu2"),
+    ),
+    "embedding": ("encoder='embedding'", lambda model: model.encoder == "embedding"),
+}
+
+
 def parts(model: SequenceModel, x: Tensor, wanted: Collection[str] | None = None) -> frozenset[str]:
     """The parts that run as kernels in model.
 
     Args:
         model: the model.
         x: a tensor on the device and of the dtype of activations.
-        wanted: of PARTS, those to run wherever kernels exist; None for those that WIDEST says are faster.
+        wanted: of PARTS, those to run; None for those that can run and that WIDEST says are faster.
 
     Raises:
-        ValueError: a name is not in PARTS.
+        ValueError: a name is not in PARTS, or its part cannot run here.
     """
-    for name in wanted or ():
-        checks.choice("fused", name, PARTS)
-    if kernel_path(x.device) == "torch" or x.dtype not in WIDEST or model.layer.d_model % TILE:
-        return frozenset()
     if wanted is None:
-        wanted = {name for name, widest in WIDEST[x.dtype].items() if model.layer.d_model <= widest}
-    here = {
-        "chunks": True,
-        "states": True,
-        "tiles": True,
-        "norm": model.norm == "batch" and model.prenorm,
-        "gate": model.residual and model.activation != "gelu",
-        "embedding": model.encoder == "embedding",
-        "end": model.residual and model.activation in ("half_glu1", "half_glu2"),
-    }
-    return frozenset(name for name in wanted if here[name])
+        widest = WIDEST.get(x.dtype, {})
+        faster = (name for name in widest if model.layer.d_model <= widest[name])
+        return frozenset(name for name in faster if lacking(name, model, x) is None)
+    for name in wanted:
+        checks.choice("fused", name, PARTS)
+        need = lacking(name, model, x)
+        if name == "tiles" and not {"chunks", "states"} & {*wanted}:
+            need = need or "'chunks' or 'states' beside it"
+        if need is not None:
+            remedy = "leave it out, or pass None for the parts that run faster as kernels"
+            raise checks.fail("fused", "parts that can run here", f"{name!r}, which needs {need}", remedy)
+    return frozenset(wanted)
+
+
+def lacking(name: str, model: SequenceModel, x: Tensor) -> str | None:
+    """What keeps a part from running as a kernel: the first of its needs that is not met, or None."""
+    if kernel_path(x.device) == "torch":
+        return f"a GPU with Triton, not {x.device.type}"
+    if x.dtype not in WIDEST:
+        return f"float32 or bfloat16 activations, not {checks.name_of(x.dtype)}"
+    if model.layer.d_model % TILE:
+        return f"d_model a multiple of {TILE}, not {model.layer.d_model}"
+    need, met = NEEDS[name]
+    return None if met(model) else need
 
 
 class Passes:

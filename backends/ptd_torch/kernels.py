@@ -9,18 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptd import convolution
+from ptd import chunks, convolution, recurrence
 from ptd.arrays import Array, as_planes, from_planes
 from ptd.kernels import Kernels
 
 from .cauchy import resolvent_sums
 from .per_feature_chunks import per_feature_chunks
+from .transforms import forward_mode
 from .transforms import scan as scan_planes
 from .vandermonde import vandermonde
 
 
 def scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Tensor | None = None) -> Array:
-    """ptd.recurrence.scan on pairs."""
+    """ptd.recurrence.scan on pairs; in forward mode the definition itself."""
+    if forward_mode():
+        return recurrence.scan(Lambda_bar, drive, state, resets)
     *batch, L, M = drive.shape
     d = as_planes(drive).reshape(-1, L, 1, 2, M)
     a = as_planes(Lambda_bar)
@@ -35,7 +38,9 @@ def scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Te
 
 
 def carries(Lambda_bar: Array, drive: Tensor, state: Tensor | None = None, *, scan: Any = None) -> tuple:
-    """ptd.chunks.carries in one pass over both directions."""
+    """ptd.chunks.carries in one pass over both directions; in forward mode the definition itself."""
+    if forward_mode():
+        return chunks.carries(Lambda_bar, drive, state)
     *batch, n, D, _, M = drive.shape
     rows = math.prod(batch)
     x0 = None

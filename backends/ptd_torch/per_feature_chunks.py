@@ -12,6 +12,7 @@ from ptd.arrays import Array, as_planes
 from ptd.chunks import ChunkSystem
 
 from .scan import kernel_path
+from .transforms import plain
 
 
 @torch.library.custom_op("ptd::chunks", mutates_args=())
@@ -128,12 +129,12 @@ def per_feature_chunks(u: Tensor, system: ChunkSystem, state: Array | None) -> t
 
 
 def _applies(u: Tensor, system: ChunkSystem) -> bool:
-    """Whether the kernels take a call: chunks of 16, 32 or 64 samples, float32 states, no transformation."""
+    """Whether the kernels take a call: chunks of 16, 32 or 64 samples, float32 states, no transformation or tangent."""
     T = system.into.shape[1]
     return (
         kernel_path(u.device) != "torch"
         and T in (16, 32, 64)
         and system.into.dtype == torch.float32
         and u.numel() > 0
-        and not torch._C._are_functorch_transforms_active()
+        and plain()
     )

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from ptd import checks
 from ptd.contract import Backend
-from ptd.model import SequenceModel, Training, is_statistic
+from ptd.model import SequenceModel, Training
 from ptd.optimization import Optimizer
 from ptd.whole_sets import Placed, as_set, batches
 
+from .adamw import AdamW
 from .compilation import compiled as compile_once
 from .dropout import Dropout, derived
-from .encoder import encode
-from .fused import Passes, parts
+from .fused import parts
 from .graphs import captured
-from .norm import column_moments
+from .program import Program
 
 
 class TorchLearner:
-    """The contract's Learner. All it changes is in _leaves, _moments and _steps, which stay where they are in memory.
+    """The contract's Learner. All it changes is in _leaves and _adamw, and stays where it is in memory.
 
     Args:
         activations: a narrower dtype for all between encoder and pooling, "bfloat16"; None for float32.
         compiled: compile forward and backward and, on a GPU, replay steps as CUDA graphs; by default on a GPU only.
         fused: which parts of a block run as kernels rather than array code, of ptd_torch.fused.PARTS; by default those
-            that were measured to be faster, ptd_torch.fused.WIDEST.
+            that can and that were measured to be faster, ptd_torch.fused.WIDEST.
+
+    Attributes:
+        fused: the parts that run as kernels.
+
+    Raises:
+        ValueError: a part named in fused cannot run on this device or in this model.
     """
 
     def __init__(
@@ -50,24 +52,17 @@ class TorchLearner:
         compiled: bool | None = None,
         fused: Collection[str] | None = None,
     ):
-        self._backend, self._model, self._activations = backend, model, activations
-        self._fused = fused
+        self._model, self._seed = model, seed
         self._leaves = {name: backend.asarray(value, "float32").clone() for name, value in params.items()}
         self._device = next(iter(self._leaves.values())).device
-        self._steps = torch.zeros((), dtype=torch.int64, device=self._device)
-        self._seed, self._schedule = seed, _schedule(optimizer)
-        self._groups = _groups(optimizer, self._leaves)
-        self._peaks = [group.lr for group in self._groups]
-        self._moments = {name: torch.zeros_like(leaf) for name, leaf in self._trained().items()}
-        self._squares = {name: torch.zeros_like(leaf) for name, leaf in self._trained().items()}
-        for leaf in self._trained().values():
-            leaf.requires_grad_()
+        self._adamw = AdamW(optimizer, self._leaves)
         self._on_gpu = self._device.type == "cuda"
         self._compiled = self._on_gpu if compiled is None else compiled
-        # One block is compiled for all, and what stands before the first and after the last.
         run = compile_once if self._compiled else (lambda function: function)
-        self._clock, self._encoder = run(self._clock_of), run(self._encoder_of)
-        self._block, self._decoder = run(self._block_of), run(self._decoder_of)
+        self._clock = run(self._clock_of)
+        dtype = torch.float32 if activations is None else getattr(torch, activations)
+        self.fused = parts(model, torch.empty(0, dtype=dtype, device=self._device), fused)
+        self._program = Program(backend, model, activations, self.fused, run)
         # Each graph with the data set it reads: freed, its memory and its id would be another's.
         self._graphs: dict[Any, tuple[Any, Tensor, Tensor, Placed]] = {}
 
@@ -125,16 +120,16 @@ class TorchLearner:
     # --- one step ----------------------------------------------------------------------------------------------
 
     def _step(self, batch: Placed) -> Tensor:
-        rates, keys = self._clock(self._steps)
+        rates, keys = self._clock(self._adamw.steps)
         loss, statistics = self._loss_of(batch, keys)
-        trained = self._trained()
+        trained = self._adamw.trained
         found = torch.autograd.grad(loss, list(trained.values()))
         # The fused update reads memory in order, whatever the strides say.
         grads = {name: grad.contiguous() for name, grad in zip(trained, found, strict=True)}
         with torch.no_grad():
             if statistics:
                 torch._foreach_copy_([self._leaves[name] for name in statistics], list(statistics.values()))
-            self._update(grads, rates)
+            self._adamw.update(grads, rates)
         return loss.detach()
 
     def _indexed(self, placed: Placed, index: Tensor) -> Tensor:
@@ -145,89 +140,14 @@ class TorchLearner:
         key = derived(derived(steps, 0), self._seed)
         # Rows of 16 bytes: the compiled block copies arguments that do not begin at a multiple of these.
         block = torch.arange(1, self._model.n_layers + 1, device=steps.device)[:, None].expand(-1, 4)
-        share = self._schedule(steps.to(torch.float32))
-        return [share * peak for peak in self._peaks], derived(key, block * 0x27D4EB2F)
+        return self._adamw.rates(steps), derived(key, block * 0x27D4EB2F)
 
     def _loss_of(self, batch: Placed, keys: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         training = Training(Dropout(keys[0, 0]))
-        return self._apply(batch.inputs, keys, batch.targets, lengths=batch.lengths, training=training)
+        return self._program(self._leaves, batch.inputs, keys, batch.targets, lengths=batch.lengths, training=training)
 
     def _outputs_of(self, inputs: Tensor, lengths: Tensor | None, noise: list[Tensor] | None) -> Tensor:
-        return self._apply(inputs, None, None, lengths=lengths, layer_noise=noise)
-
-    def _apply(self, inputs: Tensor, keys: Tensor | None, targets: Tensor | None, **call: Any) -> Any:
-        """Outputs, or with targets their loss; with keys those of training."""
-        known: Tensor | None = None
-        outer = {name: leaf for name, leaf in self._leaves.items() if not name.startswith("blocks.")}
-
-        def run_block(model: SequenceModel, i: int, leaves: dict, x: Tensor, **call: Any) -> Any:
-            nonlocal known
-            key = None if keys is None or not model.dropout else keys[i, 0]
-            if known is None and keys is not None and "norm" in parts(model, x, self._fused):
-                known = column_moments(x.detach(), call["lengths"])
-            x, statistics, known = self._block(
-                leaves, x, known, call["lengths"], call["noise"], key, training=keys is not None
-            )
-            return x, statistics
-
-        return self._backend.apply_model(
-            self._model,
-            self._leaves,
-            inputs,
-            activations=self._activations,
-            run_block=run_block,
-            run_encoder=lambda model, params, u, activations: self._encoder(outer, u),
-            run_decoder=lambda model, params, x, lengths: self._decoder(outer, x, lengths, targets),
-            **call,
-        )
-
-    def _encoder_of(self, leaves: dict, u: Tensor) -> Tensor:
-        dtype = torch.float32 if self._activations is None else getattr(torch, self._activations)
-        fused = parts(self._model, leaves["encoder.bias"].new_empty(0, dtype=dtype), self._fused)
-        return encode(self._model, _with_gradients_in_order(leaves), u, self._activations, fused)
-
-    def _decoder_of(self, leaves: dict, x: Tensor, lengths: Tensor | None, targets: Tensor | None) -> Tensor:
-        """Outputs, or with targets their loss."""
-        y = self._model.decode(leaves, x, lengths)
-        if targets is None:
-            return y
-        if targets.is_floating_point():
-            return ((y - targets) ** 2).mean()
-        return functional.cross_entropy(y, targets.long())
-
-    def _block_of(
-        self,
-        leaves: dict,
-        x: Tensor,
-        known: Tensor | None,
-        lengths: Tensor | None,
-        noise: Tensor | None,
-        key: Tensor | None,
-        training: bool,
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """A block, from the moments of its input, where its norm takes them, to those of its output."""
-        leaves = _with_gradients_in_order(leaves)
-        call: dict[str, Any] = {"lengths": lengths, "noise": noise}
-        if not training:
-            return *self._model.block(0, leaves, x, training=None, run=self._backend.apply, **call), None
-        step, fused = Training(Dropout(key)), parts(self._model, x, self._fused)
-        call["run"] = functools.partial(self._backend.apply, fused=fused)
-        passes = Passes(self._model, step, known, lengths)
-        x, statistics = self._model.block(0, leaves, x, training=step, **call, **passes.of(fused))
-        return x, statistics, passes.found
-
-    def _update(self, grads: dict[str, Tensor], rates: list[Tensor]) -> None:
-        """AdamW in place, at the rate of each group."""
-        self._steps += 1
-        done = self._steps.to(torch.float32)
-        for (group, names), rate in zip(self._groups.items(), rates, strict=True):
-            sources = (self._leaves, grads, self._moments, self._squares)
-            # The update reads the count of each leaf, and does not write it: one serves all.
-            torch._fused_adamw_(
-                *([source[name] for name in names] for source in sources), [], [done] * len(names),
-                lr=rate, beta1=0.9, beta2=0.999, weight_decay=group.weight_decay, eps=1e-8,
-                amsgrad=False, maximize=False,
-            )  # fmt: skip
+        return self._program(self._leaves, inputs, None, None, lengths=lengths, layer_noise=noise)
 
     # --- CUDA graphs -------------------------------------------------------------------------------------------
 
@@ -252,43 +172,10 @@ class TorchLearner:
 
     # --- state -------------------------------------------------------------------------------------------------
 
-    def _trained(self) -> dict[str, Tensor]:
-        names = itertools.chain.from_iterable(self._groups.values())
-        return {name: self._leaves[name] for name in names}
-
     def _state(self) -> dict[str, Tensor]:
-        state = {"leaves": self._leaves, "moments": self._moments, "squares": self._squares}
-        return {f"{part}.{name}": value for part, values in state.items() for name, value in values.items()} | {
-            "steps": self._steps
-        }
+        return {f"leaves.{name}": leaf for name, leaf in self._leaves.items()} | self._adamw.state()
 
     def _tensor(self, host: Any) -> Tensor:
         return (
             host.to(self._device) if isinstance(host, Tensor) else torch.tensor(np.asarray(host), device=self._device)
         )
-
-
-def _with_gradients_in_order(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same leaves; a gradient that comes transposed, as B's does, is laid out like its leaf by the compiler."""
-    return {name: leaf.reshape(-1).view(leaf.shape) if leaf.ndim > 1 else leaf for name, leaf in leaves.items()}
-
-
-def _groups(optimizer: Optimizer, leaves: Mapping[str, Tensor]) -> dict[Any, list[str]]:
-    """Names of the trained leaves by their group."""
-    groups: dict[Any, list[str]] = {}
-    for name in leaves:
-        group = optimizer.group(name)
-        if not is_statistic(name) and group.lr > 0:
-            groups.setdefault(group, []).append(name)
-    return groups
-
-
-def _schedule(optimizer: Optimizer) -> Callable[[Tensor], Tensor]:
-    """The share of the peak rate at a step: linear warm-up, then half a cosine to 0."""
-    warm, total = optimizer.warmup_steps, optimizer.total_steps
-
-    def share(step: Tensor) -> Tensor:
-        falling = 0.5 * (1 + torch.cos(math.pi * ((step - warm) / (total - warm)).clamp(0, 1)))
-        return torch.where(step < warm, step / max(warm, 1), falling)
-
-    return share

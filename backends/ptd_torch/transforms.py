@@ -1,7 +1,8 @@
-"""The recurrence under torch.func: vmap, grad and their compositions.
+"""Operators under torch.func and forward mode: which may run, and the recurrence under vmap, grad and compositions.
 
 An operator with a gradient of its own refuses to run under torch.func.grad (torch 2.13); an autograd.Function with a
-rule for vmap does, so the operators are wrapped in one where a transformation is active, and nowhere else.
+rule for vmap does, so the recurrence is wrapped in one where a transformation is active, and nowhere else. In forward
+mode an operator drops tangents without a word (torch 2.13), so no operator of a layer runs there: its definition does.
 """
 
 from __future__ import annotations
@@ -10,9 +11,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.autograd import Function, forward_ad
 
 from . import scan as operators
+
+
+def forward_mode() -> bool:
+    """Whether forward mode is active, plain or that of torch.func.jvp."""
+    return forward_ad._current_level >= 0
+
+
+def plain() -> bool:
+    """Whether no transformation is active and no forward mode."""
+    return not torch._C._are_functorch_transforms_active() and not forward_mode()
+
+
+def plain_or_vmap() -> bool:
+    """Whether no transformation but vmap is active, and no forward mode: operators with a rule for vmap run there."""
+    if plain():
+        return True
+    if forward_mode() or torch.compiler.is_compiling():  # which does not trace the list of transformations (torch 2.13)
+        return False
+    return all(level.key() == TransformType.Vmap for level in get_interpreter_stack())
 
 
 def scan(a: Tensor, drive: Tensor, x0: Tensor | None, exclusive: bool) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ptd import convolution
 from ptd.arrays import Array, as_planes, imag, real
 
 from .scan import kernel_path
+from .transforms import plain_or_vmap
 
 
 @torch.library.custom_op("ptd::vandermonde", mutates_args=())
@@ -103,11 +103,5 @@ def vandermonde(weights: Array, Lambda_bar: Array, L: int) -> Tensor:
 
 
 def applies(x: Tensor) -> bool:
-    """Whether the kernels of convolutions take a call: float32 of some size, no torch.func and no forward mode."""
-    return (
-        kernel_path(x.device) != "torch"
-        and x.dtype == torch.float32
-        and math.prod(x.shape) > 0
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0  # else the operator would drop tangents
-    )
+    """Whether the kernels of convolutions take a call: float32 of some size, no transformation but vmap."""
+    return kernel_path(x.device) != "torch" and x.dtype == torch.float32 and math.prod(x.shape) > 0 and plain_or_vmap()

@@ -1,0 +1,110 @@
+"""The forward pass of a SequenceModel in training and evaluation, in parts that are compiled once each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from ptd.contract import Backend
+from ptd.model import SequenceModel, Training
+
+from .dropout import Dropout
+from .encoder import encode
+from .fused import Passes
+from .norm import column_moments
+
+
+class Program:
+    """Outputs and losses of a model: one block is compiled for all, and what stands before and after them.
+
+    Args:
+        backend, model: whose layers run, in which model.
+        activations: see ptd_torch.training.TorchLearner.
+        fused: the parts that run as kernels; see ptd_torch.fused.parts.
+        compiled: compiles a function, or returns it as it is.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        model: SequenceModel,
+        activations: str | None,
+        fused: Collection[str],
+        compiled: Callable[[Callable], Callable],
+    ):
+        self._backend, self._model, self._activations, self._fused = backend, model, activations, fused
+        self._encoder, self._block = compiled(self._encoder_of), compiled(self._block_of)
+        self._decoder = compiled(self._decoder_of)
+
+    def __call__(
+        self, leaves: dict[str, Tensor], inputs: Tensor, keys: Tensor | None, targets: Tensor | None, **call: Any
+    ) -> Any:
+        """Outputs, or with targets their loss; with keys (n_layers, ...), one of each block, those of training.
+
+        Of training the statistics of batch norms come too; call is that of SequenceModel.apply.
+        """
+        known: Tensor | None = None
+        outer = {name: leaf for name, leaf in leaves.items() if not name.startswith("blocks.")}
+
+        def run_block(model: SequenceModel, i: int, leaves: dict, x: Tensor, **call: Any) -> Any:
+            nonlocal known
+            key = None if keys is None or not model.dropout else keys[i, 0]
+            if known is None and keys is not None and "norm" in self._fused:
+                known = column_moments(x.detach(), call["lengths"])
+            x, statistics, known = self._block(
+                leaves, x, known, call["lengths"], call["noise"], key, training=keys is not None
+            )
+            return x, statistics
+
+        return self._backend.apply_model(
+            self._model,
+            leaves,
+            inputs,
+            activations=self._activations,
+            run_block=run_block,
+            run_encoder=lambda model, params, u, activations: self._encoder(outer, u),
+            run_decoder=lambda model, params, x, lengths: self._decoder(outer, x, lengths, targets),
+            **call,
+        )
+
+    def _encoder_of(self, leaves: dict, u: Tensor) -> Tensor:
+        return encode(self._model, _with_gradients_in_order(leaves), u, self._activations, self._fused)
+
+    def _decoder_of(self, leaves: dict, x: Tensor, lengths: Tensor | None, targets: Tensor | None) -> Tensor:
+        """Outputs, or with targets their loss."""
+        y = self._model.decode(leaves, x, lengths)
+        if targets is None:
+            return y
+        if targets.is_floating_point():
+            return ((y - targets) ** 2).mean()
+        return functional.cross_entropy(y, targets.long())
+
+    def _block_of(
+        self,
+        leaves: dict,
+        x: Tensor,
+        known: Tensor | None,
+        lengths: Tensor | None,
+        noise: Tensor | None,
+        key: Tensor | None,
+        training: bool,
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """A block, from the moments of its input, where its norm takes them, to those of its output."""
+        leaves = _with_gradients_in_order(leaves)
+        call: dict[str, Any] = {"lengths": lengths, "noise": noise}
+        if not training:
+            return *self._model.block(0, leaves, x, training=None, run=self._backend.apply, **call), None
+        step = Training(Dropout(key))
+        call["run"] = functools.partial(self._backend.apply, fused=self._fused)
+        passes = Passes(self._model, step, known, lengths)
+        x, statistics = self._model.block(0, leaves, x, training=step, **call, **passes.of(self._fused))
+        return x, statistics, passes.found
+
+
+def _with_gradients_in_order(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same leaves; a gradient that comes transposed, as B's does, is laid out like its leaf by the compiler."""
+    return {name: leaf.reshape(-1).view(leaf.shape) if leaf.ndim > 1 else leaf for name, leaf in leaves.items()}
