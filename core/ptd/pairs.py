@@ -206,6 +206,9 @@ class PairFourier:
         return self._xp.fft.ifft(self._native(x), axis=axis)
 
     def _native(self, x: Pair) -> Array:
+        own = getattr(self._xp, "complex", None)  # of torch: its compiler (2.11) fails on the gradient of a product by 1j
+        if own is not None:
+            return own(x.re, x.im)
         return self._xp.astype(x.re, x.dtype) + self._xp.astype(x.im, x.dtype) * 1j
 
 
