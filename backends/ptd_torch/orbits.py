@@ -60,8 +60,8 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.save_for_backward(powers, inputs[2], rows, out)
 
 
-def _backward(ctx: Any, grad_rows: Tensor, grad_out: Tensor, grad_whole: Tensor, _: Any) -> tuple:
-    parts, grad_row, grad_columns = adjoint(*ctx.saved_tensors, grad_rows, grad_out, grad_whole)
+def _backward(ctx: Any, *grads: Tensor) -> tuple:
+    parts, grad_row, grad_columns = adjoint(*ctx.saved_tensors, *(grad.contiguous() for grad in grads[:3]))
     return parts.sum(1), grad_row, grad_columns, None
 
 
@@ -72,4 +72,4 @@ def orbits(A: Tensor, row: Tensor, columns: Tensor, T: int) -> tuple[Tensor, Ten
     """ptd.chunks.orbits."""
     if T & (T - 1) or T > 64 or A.shape[-1] > 128 or not applies(A):
         return chunks.orbits(A, row, columns, T)
-    return operator(A, row, columns, T)[:3]
+    return operator(A.contiguous(), row, columns, T)[:3]  # here, where the compiler can write it so

@@ -115,4 +115,3 @@ class S4(PerFeatureLayer):
         unit = as_complex(xp.concat([one, none], axis=0), xp.concat([none, one], axis=0))
         moved = as_planes(transition(unit[:, None, :]))
         return xp.permute_dims(xp.reshape(moved, (2 * M, self.d_model, 2 * M)), (1, 0, 2))
-
