@@ -14,6 +14,7 @@ from ptd.arrays import Array, as_planes, from_planes
 from ptd.kernels import Kernels
 
 from .cauchy import resolvent_sums
+from .orbits import orbits
 from .per_feature_chunks import per_feature_chunks
 from .transforms import forward_mode
 from .transforms import scan as scan_planes
@@ -103,6 +104,7 @@ _SHARED: dict[str, Any] = {
     "vandermonde": vandermonde,
     "cauchy": functools.partial(convolution.cauchy, sums=resolvent_sums),
     "causal_convolution": causal_convolution,
+    "orbits": orbits,
     "per_feature_chunks": per_feature_chunks,
     "activations": frozenset({"bfloat16", "float16"}),
 }

@@ -123,7 +123,7 @@ def per_feature_chunks(u: Tensor, system: ChunkSystem, state: Array | None) -> t
         x0 = state.expand(H, *batch, 2, M).reshape(H, 1, R, 2, M)
         if width == 4 * M:
             x0 = torch.cat([x0, torch.zeros_like(x0)], dim=1)
-    matrices = (m.to(u.dtype) for m in (system.into, system.out, system.direct))
+    matrices = (m.to(u.dtype).contiguous() for m in (system.into, system.out, system.direct))
     y, final, _, _ = chunks(u.reshape(R, L, H), decay, *matrices, x0)
     return y.view(u.shape), final.transpose(1, 2).reshape(H, *batch, final.shape[1], 2, M)
 

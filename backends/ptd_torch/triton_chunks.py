@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ptd import arrays, convolution
+
 from .triton_products import dot, precision
 
 #: Rows (sequences) of a program, its warps, and how many chunks ahead it loads.
@@ -363,7 +365,7 @@ def _advanced(transition: Tensor, x: Tensor) -> Tensor:
     """The transition, (H, 2, M) or (H, 2, M, 2, M), of states (H, R, 2, M)."""
     if transition.ndim == 5:
         H, R, _, M = x.shape
-        return (x.view(H, R, 2 * M) @ transition.reshape(H, 2 * M, 2 * M)).view(x.shape)
+        return arrays.product(x.view(H, R, 2 * M), transition.reshape(H, 2 * M, 2 * M)).view(x.shape)
     (a_re, a_im), (x_re, x_im) = transition[:, None].unbind(-2), x.unbind(-2)
     return torch.stack([a_re * x_re - a_im * x_im, a_re * x_im + a_im * x_re], dim=-2)
 
@@ -372,7 +374,7 @@ def _power(transition: Tensor, n: int) -> Tensor:
     """The transition n times, by repeated squaring."""
     H, _, M = transition.shape[:3]
     if transition.ndim == 5:
-        return torch.linalg.matrix_power(transition.view(H, 2 * M, 2 * M), n).view(transition.shape)
+        return convolution.matrix_power(transition.view(H, 2 * M, 2 * M), n).view(transition.shape)
     result, square = None, transition[:, None]
     while n:
         if n % 2:

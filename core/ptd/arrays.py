@@ -29,6 +29,7 @@ __all__ = [
     "product",
     "real",
     "scale",
+    "thin_product",
     "zeros",
 ]
 
@@ -134,6 +135,16 @@ def product(x: Array, y: Array) -> Array:
         return x.matmul(y, product)
     own = getattr(namespace(x), "exact_matmul", None)
     return x @ y if own is None else own(x, y)
+
+
+def thin_product(x: Array, y: Array) -> Array:
+    """x (..., n, r) times y (..., r, m) for a small r, as sums: neither rounded as faster products are, nor a launch.
+
+    >>> import numpy as np
+    >>> thin_product(np.array([[1.0, 2.0]]), np.array([[3.0], [4.0]])).tolist()
+    [[11.0]]
+    """
+    return namespace(x).sum(x[..., :, :, None] * y[..., None, :, :], axis=-2)
 
 
 def linear(x: Array, weight: Array) -> Array:

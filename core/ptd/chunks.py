@@ -101,6 +101,38 @@ def dense_carries(transition: Array, drive: Array, state: Array | None = None) -
     )
 
 
+def orbits(A: Array, row: Array, columns: Array, T: int) -> tuple[Array, Array, Array]:
+    """row A^t and A^(t+1) columns for t = 0 ... T-1, and A^T: what a chunk takes in, gives out and leaves behind.
+
+    By doubling, with one chain of squares for all. Powers of a transition lose nothing: its norm is at most one.
+
+    Args:
+        A: real (H, n, n).
+        row: real (H, n).
+        columns: real (H, n, D).
+        T: at least 1.
+
+    Returns:
+        Real (H, T, n), (H, D, n, T) and (H, n, n).
+
+    >>> import numpy as np
+    >>> rows, columns, whole = orbits(np.array([[[2.0]]]), np.array([[1.0]]), np.array([[[3.0]]]), 3)
+    >>> rows.ravel().tolist(), columns.ravel().tolist(), whole.ravel().tolist()
+    ([1.0, 2.0, 4.0], [6.0, 12.0, 24.0], [8.0])
+    """
+    xp, (H, n, D) = namespace(A), columns.shape
+    rows, columns, power, whole = row[:, None, :], product(A, columns), A, None
+    for k in range(T.bit_length()):
+        power = product(power, power) if k else A
+        if (T >> k) % 2:
+            whole = power if whole is None else product(whole, power)
+        if rows.shape[1] < T:
+            rows = xp.concat([rows, product(rows, power)], axis=1)
+            columns = xp.concat([columns, product(power, columns)], axis=2)
+    columns = xp.reshape(columns[:, :, : T * D], (H, n, T, D))
+    return rows[:, :T, :], xp.permute_dims(columns, (0, 3, 1, 2)), whole
+
+
 def toeplitz(causal: Array, anticausal: Array | None) -> Array:
     """The blocks M[j, i] = causal[i - j] for i >= j, anticausal[j - i] for j > i: (T, ...) -> (T, T, ...).
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from .arrays import Array, arange, as_complex, eye, imaginary, matmul, namespace, product, real, scale
+from .arrays import Array, arange, as_complex, eye, imaginary, matmul, namespace, product, real, scale, thin_product
 from .discretization import inverse_of_small
 from .recurrence import LowRankTransition, dense_transition
 
@@ -119,7 +119,7 @@ def cauchy(
     W = inverse_of_small(scale(small, cosine[..., None, None]) + eye(r, like=small))
     from_B = xp.stack(found[r * r : r * r + r], axis=-1)[..., None]
     to_C = xp.stack(found[r * r + r : -1], axis=-1)[..., None, :]
-    through = matmul(matmul(to_C, W), from_B)
+    through = thin_product(thin_product(to_C, W), from_B)
     K_hat = as_complex(cosine, sine) * (found[-1] - scale(through[..., 0, 0], cosine))
     return xp.fft.irfft(K_hat, n=L, axis=-1) if conj_sym else real(xp.fft.ifft(K_hat, axis=-1))
 

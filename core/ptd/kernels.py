@@ -29,6 +29,7 @@ class Kernels:
     causal_convolution: Callable[..., Array] = convolution.causal_convolution
     mixing_convolution: Callable[..., Array] = convolution.mixing_convolution
     carries: Callable[..., tuple[Array, Array]] = chunks.carries
+    orbits: Callable[..., tuple[Array, Array, Array]] = chunks.orbits
     chunk_length: Callable[[Any, int], int] = chunks.chunk_length
     #: Further dtypes of u, by name, that may come with wider parameters: products run in them, recurrences do not.
     activations: frozenset[str] = frozenset()

@@ -5,7 +5,7 @@ Axes: x and drive are (..., L, *modes); time-invariant coefficients are (*modes)
 
 from __future__ import annotations
 
-from .arrays import Array, eye, matmul, namespace, real, scale
+from .arrays import Array, eye, namespace, real, scale, thin_product
 
 
 def scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Array | None = None) -> Array:
@@ -103,4 +103,4 @@ def dense_transition(transition: LowRankTransition) -> Array:
             xp.concat([part, xp.conj(part)], axis=axis) for part, axis in ((diagonal, -1), (left, -2), (right, -2))
         )
     on_diagonal = scale(diagonal[..., None, :], eye(diagonal.shape[-1], like=real(diagonal)))
-    return on_diagonal - matmul(left, xp.conj(xp.matrix_transpose(right)))
+    return on_diagonal - thin_product(left, xp.conj(xp.matrix_transpose(right)))

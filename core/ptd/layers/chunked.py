@@ -18,7 +18,7 @@ class ChunkedLayer(Layer):
 
     forms: ClassVar[tuple[str, ...]] = (*Layer.forms, "chunked")
 
-    def chunk_system(self, params: Parameters, signal: Signal, T: int) -> ChunkSystem:
+    def chunk_system(self, params: Parameters, signal: Signal, T: int, kernels: Kernels) -> ChunkSystem:
         """The matrices over chunks of T samples, in the parameters' precision."""
         raise NotImplementedError
 
@@ -73,7 +73,7 @@ class ChunkedLayer(Layer):
         Products with samples run in the dtype of u, the recurrence in that of the parameters.
         """
         T = kernels.chunk_length(self, signal.u.shape[-2])
-        system = self.chunk_system(params, signal, T)
+        system = self.chunk_system(params, signal, T, kernels)
         state = None if x0 is None else self.state_planes(x0)
         inside = return_state and (signal.lengths is not None or signal.u.shape[-2] % T != 0)
         found = None if inside else self.in_one(signal.u, system, state, kernels)

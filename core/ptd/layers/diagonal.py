@@ -53,7 +53,7 @@ class DiagonalLayer(ChunkedLayer):
         """The matrices from their parts: into and out (H, 2 D, P, T), direct (T, T, ...) from sample to output."""
         raise NotImplementedError
 
-    def chunk_system(self, params: Parameters, signal: Signal, T: int) -> ChunkSystem:
+    def chunk_system(self, params: Parameters, signal: Signal, T: int, kernels: Kernels) -> ChunkSystem:
         """The matrices over chunks of T samples, in the parameters' precision."""
         Lambda_bar, gain = self.discretized(params, signal.step_scale)
         C = [self.complex_leaf(params, name) for name in self._C_names()]

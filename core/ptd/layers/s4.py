@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .. import checks, chunks
-from ..arrays import Array, as_complex, as_planes, eye, namespace, product, scale, zeros
+from ..arrays import Array, as_complex, as_planes, eye, namespace, scale, zeros
 from ..chunks import ChunkSystem
-from ..convolution import matrix_power
 from ..discretization import bilinear_low_rank
 from ..kernels import Kernels
 from ..recurrence import LowRankTransition
@@ -82,33 +81,32 @@ class S4(PerFeatureLayer):
 
     # --- the chunked form --------------------------------------------------------------------------------------
 
-    def chunk_system(self, params: Parameters, signal: Signal, T: int) -> ChunkSystem:
-        """The matrices over chunks, with the transition as a real matrix on planes, (H, 2, M, 2, M), from and to.
-
-        Powers of A_bar are formed by doubling: its norm is at most one, so that they lose nothing.
-        """
+    def chunk_system(self, params: Parameters, signal: Signal, T: int, kernels: Kernels) -> ChunkSystem:
+        """The matrices over chunks, with the transition as a real matrix on planes, (H, 2, M, 2, M), from and to."""
         transition, B_bar = self.discretized(params, signal.step_scale)
         xp, (H, M) = namespace(params["log_step"]), self.state_axes
         A = self._on_planes(transition, params["log_step"])
-        rows = _orbit(xp.reshape(as_planes(B_bar), (H, 1, 2 * M)), A, T)
-        into, out, lags = [xp.flip(rows, axis=-2), rows], [], []
-        for name in self._C_names():
-            column = as_planes(self.complex_leaf(params, name)) * self.weight
-            column = xp.concat([column[..., 0, :], -column[..., 1, :]], axis=-1)[:, None, :]
-            columns = _orbit(column, xp.matrix_transpose(A), T + 1)
-            lags.append(xp.sum(rows * column, axis=-1).T)
-            out.append(columns[:, 1:, :])
+        columns = [self._column(params, name) for name in self._C_names()]
+        row = xp.reshape(as_planes(B_bar), (H, 2 * M))
+        rows, out, whole = kernels.orbits(A, row, xp.stack(columns, axis=-1), T)
+        into = xp.flip(rows, axis=1)
         if self.bidirectional:
-            out[1] = xp.flip(out[1], axis=-2)
+            into = xp.concat([into, rows], axis=-1)
+            out = xp.concat([out[:, :1, ...], xp.flip(out[:, 1:, ...], axis=-1)], axis=1)
         return ChunkSystem(
-            xp.reshape(matrix_power(A, T), (H, 2, M, 2, M)),
-            xp.concat(into[: len(out)], axis=-1),
-            xp.matrix_transpose(xp.concat(out, axis=-1)),
-            xp.permute_dims(self.direct(params, lags), (2, 0, 1)),
+            xp.reshape(whole, (H, 2, M, 2, M)),
+            into,
+            xp.reshape(out, (H, len(columns) * 2 * M, T)),
+            xp.permute_dims(self.direct(params, [xp.sum(rows * c[:, None, :], axis=-1).T for c in columns]), (2, 0, 1)),
         )
 
     def carries(self, system: ChunkSystem, drive: Array, state: Array | None, kernels: Kernels) -> tuple[Array, Array]:
         return chunks.dense_carries(system.decay, drive, state)
+
+    def _column(self, params: Parameters, name: str) -> Array:
+        """What the planes of a state add to the output, (H, 2 M)."""
+        C = as_planes(self.complex_leaf(params, name)) * self.weight
+        return namespace(C).concat([C[..., 0, :], -C[..., 1, :]], axis=-1)
 
     def _on_planes(self, transition: LowRankTransition, like: Array) -> Array:
         """The transition of one channel's states as real rows (re, im), (H, 2 M, 2 M): what unit vectors become."""
@@ -117,11 +115,3 @@ class S4(PerFeatureLayer):
         unit = as_complex(xp.concat([one, none], axis=0), xp.concat([none, one], axis=0))
         moved = as_planes(transition(unit[:, None, :]))
         return xp.permute_dims(xp.reshape(moved, (2 * M, self.d_model, 2 * M)), (1, 0, 2))
-
-
-def _orbit(row: Array, A: Array, count: int) -> Array:
-    """row, row A, row A^2, ... of (H, 1, n) and (H, n, n), (H, count, n), by doubling."""
-    xp, rows = namespace(row), row
-    while rows.shape[-2] < count:
-        rows, A = xp.concat([rows, product(rows, A)], axis=-2), product(A, A)
-    return rows[:, :count, :]
