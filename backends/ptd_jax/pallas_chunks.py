@@ -1,6 +1,6 @@
 """S4D and DSS over chunks of T samples as one GPU kernel, by Pallas through Triton.
 
-A program owns one feature, one direction and ROWS sequences, and walks through their chunks: states stay in registers,
+A program owns one feature, one direction and a tile of sequences, and walks through their chunks: states stay in registers,
 and a chunk costs a few small matrix products. It reads u, writes y and, for the gradient only, the states that enter
 each chunk. The gradient by u is the same walk from the other end with transposed matrices; those of the matrices are
 products over all chunks, by XLA. Where features and sequences alone would leave the device idle, time is cut into
@@ -24,8 +24,8 @@ from ptd.chunks import ChunkSystem
 
 from .recurrences import tree
 
-#: Rows (sequences) of a program, its warps, and how many chunks ahead it loads.
-ROWS, WARPS, STAGES = 16, 4, 3
+#: Warps of a program by its rows (sequences), and how many chunks ahead it loads.
+WARPS, STAGES = {16: 4, 64: 8}, 3
 #: Programs that keep the device busy; with fewer, time is cut into segments of at least SHORTEST_SEGMENT chunks.
 ENOUGH_PROGRAMS, SHORTEST_SEGMENT = 256, 8
 #: What a program holds: chunks of that many samples, at most that many modes, and no tile below that for a product.
@@ -167,7 +167,7 @@ def _segments(shape: tuple[int, ...], D: int) -> int:
     """How many pieces time is cut into: equal ones, so that none ends in padding."""
     H, R, n, _ = shape
     S = 1
-    while n % (2 * S) == 0 and n // S > SHORTEST_SEGMENT and pl.cdiv(S * R, ROWS) * H * D < ENOUGH_PROGRAMS:
+    while n % (2 * S) == 0 and n // S > SHORTEST_SEGMENT and pl.cdiv(S * R, SMALLEST) * H * D < ENOUGH_PROGRAMS:
         S *= 2
     return S
 
@@ -202,13 +202,15 @@ def _launch(
 ) -> list[Array]:
     """[parts of y (D, H, N, n, T),] final states [, those that enter chunks [, parts of the gradient of decay]]."""
     H, N, n, T = v.shape
-    tail, tiles = start.shape[2:], pl.cdiv(N, ROWS)
+    tail, rows = start.shape[2:], _rows(N)
+    tiles = pl.cdiv(N, rows)
     shapes = [] if ends_only else [jax.ShapeDtypeStruct((tail[0], *v.shape), v.dtype)]
     shapes += [jax.ShapeDtypeStruct(start.shape, start.dtype)]
     shapes += [jax.ShapeDtypeStruct((H, N, n, *tail), v.dtype)] if keep else []
     shapes += [] if against is None else [jax.ShapeDtypeStruct((H, tiles, *tail), start.dtype)]
     kernel = functools.partial(
         _kernel,
+        R=rows,
         D=tail[0],
         mirrored=mirrored,
         ends_only=ends_only,
@@ -216,10 +218,15 @@ def _launch(
         precision=_precision(v.dtype, interpret),
         slopes=against is not None,
     )
-    options = {} if interpret else {"compiler_params": triton.CompilerParams(num_warps=WARPS, num_stages=STAGES)}
+    options = {} if interpret else {"compiler_params": triton.CompilerParams(num_warps=WARPS[rows], num_stages=STAGES)}
     return pl.pallas_call(
         kernel, shapes, grid=(tiles, H, tail[0]), interpret=interpret, name="ptd_chunks", **options
     )(v, *matrices, start, *([] if against is None else [against]))
+
+
+def _rows(N: int) -> int:
+    """The rows of a program: as few as hold N sequences, so that programs are many, or the most there can be."""
+    return min((rows for rows in WARPS if rows >= N), default=max(WARPS))
 
 
 def _precision(dtype: Any, interpret: bool) -> lax.DotAlgorithmPreset | None:
@@ -238,6 +245,7 @@ def _kernel(
     direct: Any,
     start: Any,
     *refs: Any,
+    R: int,
     D: int,
     mirrored: bool,
     ends_only: bool,
@@ -245,17 +253,17 @@ def _kernel(
     slopes: bool,
     precision: Any,
 ) -> None:
-    """y = direct v + out x, x = decay x + into v along the chunks of ROWS sequences, of one feature and direction."""
+    """y = direct v + out x, x = decay x + into v along the chunks of R sequences, of one feature and direction."""
     tile, h, d = (pl.program_id(axis) for axis in range(3))
     (_, N, n, T), K = v.shape, decay.shape[-1]
     against, refs = (refs[0], refs[1:]) if slopes else (None, refs)
     y, refs = (None, refs) if ends_only else (refs[0], refs[1:])
-    rows, wide = pl.ds(tile * ROWS, ROWS), start.dtype
+    rows, wide = pl.ds(tile * R, R), start.dtype
     planes = jnp.int32(0), jnp.int32(1)  # interpret mode takes no plain numbers beside others in a masked access
-    live = None if N % ROWS == 0 else (tile * ROWS + lax.broadcasted_iota(jnp.int32, (ROWS, 1), 0)) < N
+    live = None if N % R == 0 else (tile * R + lax.broadcasted_iota(jnp.int32, (R, 1), 0)) < N
 
     def load(ref: Any, *at: Any, width: int) -> Array:
-        mask = {} if live is None else {"mask": jnp.broadcast_to(live, (ROWS, width)), "other": 0.0}
+        mask = {} if live is None else {"mask": jnp.broadcast_to(live, (R, width)), "other": 0.0}
         return triton.load(ref.at[*at, pl.ds(planes[0], width)], **mask)
 
     def store(ref: Any, *at: Any, value: Array) -> None:
@@ -290,7 +298,7 @@ def _kernel(
         return a_re * x_re - a_im * x_im + z_re, a_re * x_im + a_im * x_re + z_im, *sums
 
     x = tuple(load(start, h, rows, d, part, width=K) for part in planes)
-    sums = (jnp.zeros((ROWS, K), wide),) * 2 if slopes else ()
+    sums = (jnp.zeros((R, K), wide),) * 2 if slopes else ()
     x_re, x_im, *sums = lax.fori_loop(0, n, chunk, (*x, *sums))
     store(refs[0], h, rows, d, planes[0], value=x_re)
     store(refs[0], h, rows, d, planes[1], value=x_im)
