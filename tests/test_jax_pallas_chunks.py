@@ -65,33 +65,21 @@ def close(found, expected) -> None:
 
 @pytest.mark.parametrize(
     ("D", "batch", "L", "from_rest"),
-    [(1, (), 37, False), (2, (2, 1), 48, False), (2, (17,), 19, True)],
-    ids=["one way, a rest of a chunk", "both ways, batch axes", "more rows than a tile, from rest"],
+    [(1, (), 37, False), (2, (2, 1), 64, False), (2, (17,), 19, True)],
+    ids=[
+        "one way, a rest of a chunk",
+        "both ways, batch axes, segments",
+        "more rows than a small tile, from rest",
+    ],
 )
-def test_outputs_states_and_every_gradient_equal_the_parts(D, batch, L, from_rest):
+def test_outputs_states_and_every_gradient_equal_the_parts(D, batch, L, from_rest, monkeypatch):
+    monkeypatch.setattr(pallas_chunks, "SHORTEST_SEGMENT", 1)  # a rest of three chunks stays whole, four are cut
     u, system, state = drawn(D, batch, L)
     compare(u, system, None if from_rest else state)
 
 
-@pytest.mark.parametrize("D", [1, 2])
-def test_time_in_segments_changes_nothing(D, monkeypatch):
-    monkeypatch.setattr(pallas_chunks, "SHORTEST_SEGMENT", 1)
-    u, system, state = drawn(D, (1,), 64, H=1)
-    assert pallas_chunks._segments((1, 1, 4, 16), D) == 4
-    compare(u, system, state)
-
-
-def test_the_gradient_maps_over_a_further_axis():
-    u, system, _ = drawn(1, (3, 1), 20, H=1)
-
-    def gradient(u):
-        return jax.grad(lambda u: jnp.sum(fused(u, system, None)[0] ** 2))(u)
-
-    close(*jax.jit(lambda: (jax.vmap(gradient)(u), jnp.stack([gradient(v) for v in u])))())
-
-
-@pytest.mark.parametrize("layer", [ptd.S4D(2, 6, bidirectional=True), ptd.DSS(2, 6)], ids=["S4D", "DSS"])
-def test_layers_run_by_it_and_end_in_the_same_state(layer):
+def test_a_layer_runs_by_it_and_ends_in_the_same_state():
+    layer = ptd.S4D(2, 6, bidirectional=True)
     params = {n: jnp.asarray(v) for n, v in ptd.initialize(layer, np.random.default_rng(0), init="legs").items()}
     u = jnp.asarray(np.random.default_rng(2).standard_normal((2, 32, 2)))
     calls = []
@@ -102,15 +90,16 @@ def test_layers_run_by_it_and_end_in_the_same_state(layer):
 
     parts = kernels.table("cpu", "loop", 16)
     tables = parts, dataclasses.replace(parts, per_feature_chunks=counted)
-    close(*(layer.apply(params, u, form="chunked", return_state=True, kernels=table) for table in tables))
+    close(*jax.jit(lambda: [layer.apply(params, u, return_state=True, kernels=table) for table in tables])())
     assert len(calls) == 1
 
 
 def test_narrow_signals_keep_their_states_wide():
     u, system, state = drawn(2, (2,), 40)
     single = [jnp.asarray(x, "complex64" if jnp.iscomplexobj(x) else "float32") for x in vars(system).values()]
-    y, final = fused(u.astype("bfloat16"), ChunkSystem(*single), state.astype("float32"))
-    expected, end = in_parts(u.astype("bfloat16").astype("float64"), system, state)
+    u = u.astype("bfloat16")
+    y, final = jax.jit(lambda: fused(u, ChunkSystem(*single), state.astype("float32")))()
+    expected, end = jax.jit(lambda: in_parts(u.astype("float64"), system, state))()
     assert (y.dtype, final.dtype) == (jnp.bfloat16, jnp.float32)
     # Factors and each direction's share of an output are rounded to 8 bits; errors of many terms average out.
     assert_allclose(y.astype("float64"), expected, rtol=0, atol=2**-7 * np.abs(expected).max())
@@ -134,7 +123,10 @@ def test_it_belongs_to_the_recurrence_of_first_gradients_and_is_forced_with_it()
 
 @pytest.mark.parametrize("setting", ["highest", "tensorfloat32"])
 def test_products_of_single_precision_are_rounded_only_where_the_caller_allows_it(setting):
-    presets = {"highest": lax.DotAlgorithmPreset.TF32_TF32_F32_X3, "tensorfloat32": lax.DotAlgorithmPreset.TF32_TF32_F32}
+    presets = {
+        "highest": lax.DotAlgorithmPreset.TF32_TF32_F32_X3,
+        "tensorfloat32": lax.DotAlgorithmPreset.TF32_TF32_F32,
+    }
     with jax.default_matmul_precision(setting):
         assert pallas_chunks._precision(jnp.float32, False) is presets[setting]
 

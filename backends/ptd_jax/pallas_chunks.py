@@ -1,10 +1,10 @@
 """S4D and DSS over chunks of T samples as one GPU kernel, by Pallas through Triton.
 
-A program owns one feature, one direction and a tile of sequences, and walks through their chunks: states stay in registers,
-and a chunk costs a few small matrix products. It reads u, writes y and, for the gradient only, the states that enter
-each chunk. The gradient by u is the same walk from the other end with transposed matrices; those of the matrices are
-products over all chunks, by XLA. Where features and sequences alone would leave the device idle, time is cut into
-segments, which count as further sequences, as in pallas_gpu.
+A program owns one feature, one direction and a tile of sequences, and walks through their chunks: states stay in
+registers, and a chunk costs a few small matrix products. It reads u, writes y and, for the gradient only, the states
+that enter each chunk. The gradient by u is the same walk from the other end with transposed matrices; those of the
+matrices are products over all chunks, by XLA. Where features and sequences alone would leave the device idle, time is
+cut into segments, which count as further sequences, as in pallas_gpu.
 """
 
 from __future__ import annotations
@@ -138,18 +138,16 @@ def _run(
     the final states, and what enters a chunk the gradient by what left it; then also the gradient of decay, in parts
     (H, tiles, D, 2, K).
     """
-    H, R, n, T = v.shape
-    S = _segments(v.shape, start.shape[2])
-    tail = start.shape[2:]
+    (H, R, n, T), tail, mirrored = v.shape, start.shape[2:], against is not None
+    S = _segments(v.shape, tail[0])
     if against is not None:
-        matrices = _adjoint(matrices)
-        against = against.reshape(H, R * S, n // S, *tail)
-    options = {"mirrored": against is not None, "interpret": interpret}
-    v, starts = v.reshape(H, R * S, n // S, T), start
+        matrices, against = _adjoint(matrices), against.reshape(H, R * S, n // S, *tail)
+    run = functools.partial(_launch, v.reshape(H, R * S, n // S, T), matrices, mirrored=mirrored, interpret=interpret)
+    starts = start
     if S > 1:
-        (ends,) = _launch(v, matrices, jnp.zeros((H, R * S, *tail), start.dtype), None, ends_only=True, **options)
-        starts, last = _between(matrices.decay, ends.reshape(H, R, S, *tail), start, n // S, mirrored=against is not None)
-    y, final, *rest = _launch(v, matrices, starts.reshape(H, R * S, *tail), against, keep=keep, **options)
+        (ends,) = run(jnp.zeros((H, R * S, *tail), start.dtype), ends_only=True)
+        starts, last = _between(matrices.decay, ends.reshape(H, R, S, *tail), start, n // S, mirrored=mirrored)
+    y, final, *rest = run(starts.reshape(H, R * S, *tail), against, keep=keep)
     if keep:
         rest[0] = rest[0].reshape(H, R, n, *tail)
     return [y.reshape(-1, H, R, n, T), last if S > 1 else final, *rest]
@@ -193,7 +191,7 @@ def _launch(
     v: Array,
     matrices: Matrices,
     start: Array,
-    against: Array | None,
+    against: Array | None = None,
     *,
     mirrored: bool,
     interpret: bool,
@@ -201,7 +199,7 @@ def _launch(
     ends_only: bool = False,
 ) -> list[Array]:
     """[parts of y (D, H, N, n, T),] final states [, those that enter chunks [, parts of the gradient of decay]]."""
-    H, N, n, T = v.shape
+    H, N, n, _ = v.shape
     tail, rows = start.shape[2:], _rows(N)
     tiles = pl.cdiv(N, rows)
     shapes = [] if ends_only else [jax.ShapeDtypeStruct((tail[0], *v.shape), v.dtype)]
@@ -219,9 +217,9 @@ def _launch(
         slopes=against is not None,
     )
     options = {} if interpret else {"compiler_params": triton.CompilerParams(num_warps=WARPS[rows], num_stages=STAGES)}
-    return pl.pallas_call(
-        kernel, shapes, grid=(tiles, H, tail[0]), interpret=interpret, name="ptd_chunks", **options
-    )(v, *matrices, start, *([] if against is None else [against]))
+    return pl.pallas_call(kernel, shapes, grid=(tiles, H, tail[0]), interpret=interpret, name="ptd_chunks", **options)(
+        v, *matrices, start, *([] if against is None else [against])
+    )
 
 
 def _rows(N: int) -> int:
