@@ -8,8 +8,8 @@ import pytest
 
 import ptd
 from ptd.speed import TRAINING_STEPS
+from ptd_jax import JaxBackend, speed
 from ptd_jax import backend as be
-from ptd_jax import speed
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +45,13 @@ def test_recurrences_are_compared_with_a_copy():
         "carries by loop, forward + backward",
     ]
     assert all(0 < figure.fraction < 1 for figure in figures)
+
+
+def test_the_kernel_of_learners_is_held_to_its_parts(monkeypatch):
+    calls = []
+    monkeypatch.setattr(speed, "layers", lambda backend, **options: calls.append((backend.recurrence, options)) or [])
+    assert list(speed.per_feature(JaxBackend("gpu"))) == []
+    assert [(name, options["form"]) for name, options in calls] == [("tree", "convolution")] + 3 * [
+        ("pallas", "chunked")
+    ]
+    assert all(options["kernels"].per_feature_chunks is None for _, options in calls)

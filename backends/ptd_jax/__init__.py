@@ -37,7 +37,8 @@ class JaxBackend(PortableBackend):
         platform: whose kernels and forms to take: "cpu", "gpu", "tpu"; by default the one jax computes on. Pass
             another to export for it; results are the same.
         recurrence: how recurrences run, "loop", "tree" or, without forward-mode derivatives, "pallas" on a GPU and
-            "pallas-tpu" on a TPU; by default "loop" on a CPU and "tree" elsewhere, and in a learner on a GPU "pallas".
+            "pallas-tpu" on a TPU; by default "loop" on a CPU and "tree" elsewhere, and in a learner on a GPU "pallas",
+            which also runs the chunked form of S4D and DSS as one kernel (ptd_jax.pallas_chunks).
         chunk: samples per chunk of the chunked form; by default by size.
     """
 

@@ -28,11 +28,13 @@ class Recurrence:
             Lambda_bar; what it returns has that precision or the drive's.
         scan: as ptd.recurrence.scan, with a state and without resets.
         both_ways: as ptd.kernels.Kernels has it.
+        per_feature_chunks: as ptd.kernels.Kernels has it.
     """
 
     carries: Callable[[Array, Array, Array], tuple[Array, Array]]
     scan: Callable[[Array, Array, Array], Array]
     both_ways: Callable[[Array, Array, int], Array] | None = None
+    per_feature_chunks: Callable[..., tuple[Array, Array] | None] | None = None
 
 
 def scan_by(recurrence: str) -> Callable[..., Array]:
@@ -141,9 +143,9 @@ def _time_first(x: Array, axis: int) -> Array:
 
 
 def _pallas() -> Recurrence:
-    from . import pallas_gpu
+    from . import pallas_chunks, pallas_gpu
 
-    return Recurrence(pallas_gpu.carries, pallas_gpu.scan, pallas_gpu.both)
+    return Recurrence(pallas_gpu.carries, pallas_gpu.scan, pallas_gpu.both, pallas_chunks.per_feature_chunks)
 
 
 def _pallas_tpu() -> Recurrence:
@@ -218,14 +220,15 @@ def choice(platform: str) -> Choice:
 def table(platform: str, recurrence: str, chunk: int | None = None) -> Kernels:
     """The kernels of a platform with one of RECURRENCES, and with chunks of that many samples unless None."""
     checks.choice("recurrence", recurrence, RECURRENCES)
-    usual = CHUNK_LENGTHS.get(recurrence, chunks.chunk_length)
+    usual, ways = CHUNK_LENGTHS.get(recurrence, chunks.chunk_length), RECURRENCES[recurrence]()
     return Kernels(
         scan=scan_by(recurrence),
         scan_low_rank=scan_low_rank,
         carries=carries_by(recurrence),
         chunk_length=usual if chunk is None else lambda _, L: max(1, min(chunk, L)),
         activations=frozenset({"bfloat16"}),
-        both_ways=RECURRENCES[recurrence]().both_ways,
+        both_ways=ways.both_ways,
+        per_feature_chunks=ways.per_feature_chunks,
         forms=choice(platform).forms,
     )
 

@@ -26,6 +26,8 @@ from .training import CHUNK
 GIB = 2**30
 #: Seconds to spend on one figure, in each of its two columns.
 BUDGET = 1.5
+#: H and batch x length of S4D layers as training steps have them.
+LEARNERS_SHAPES = ((128, (50, 2048)), (256, (50, 4096)), (128, (32, 16384)))
 
 #: The plain formulation: whole products with B and C, and lax.associative_scan over complex states between them.
 PLAIN = Kernels(scan=associative_scan)
@@ -119,10 +121,18 @@ def layers(
 def per_feature(
     backend: JaxBackend, *, d_model: int = 64, shapes: Iterable[tuple[int, int]] = ((4, 1024), (1, 8192))
 ) -> Iterator[Figure]:
-    """One S4D layer forward and backward against its convolution form."""
+    """One S4D layer forward and backward against its convolution form; as a learner's kernel, against its parts."""
     source = "convolution form, this run"
     layer = ptd.S4D(d_model, 64)
     yield from layers(backend, layer=layer, shapes=shapes, kernels=backend.kernels, form="convolution", source=source)
+    learners = backend.training
+    if learners.kernels.per_feature_chunks is None:
+        return
+    parts = dataclasses.replace(learners.kernels, per_feature_chunks=None)
+    for H, shape in LEARNERS_SHAPES:
+        layer = ptd.S4D(H, 64, bidirectional=True)
+        options = {"kernels": parts, "form": "chunked", "source": "its parts one by one, this run"}
+        yield from layers(learners, layer=layer, shapes=[shape], **options)
 
 
 def recurrences(

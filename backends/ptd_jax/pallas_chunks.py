@@ -1,0 +1,304 @@
+"""S4D and DSS over chunks of T samples as one GPU kernel, by Pallas through Triton.
+
+A program owns one feature, one direction and a tile of sequences, and walks through their chunks: states stay in
+registers, and a chunk costs a few small matrix products. It reads u, writes y and, for the gradient only, the states
+that enter each chunk. The gradient by u is the same walk from the other end with transposed matrices; those of the
+matrices are products over all chunks, by XLA. Where features and sequences alone would leave the device idle, time is
+cut into segments, which count as further sequences, as in pallas_gpu.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from ptd.arrays import Array, as_planes, from_planes
+from ptd.chunks import ChunkSystem
+
+from .recurrences import tree
+
+#: Warps of a program by its rows (sequences), and how many chunks ahead it loads.
+WARPS, STAGES = {16: 4, 64: 8}, 3
+#: Programs that keep the device busy; with fewer, time is cut into segments of at least SHORTEST_SEGMENT chunks.
+ENOUGH_PROGRAMS, SHORTEST_SEGMENT = 256, 8
+#: What a program holds: chunks of that many samples, at most that many modes, and no tile below that for a product.
+LENGTHS, MOST_MODES, SMALLEST = (16, 32, 64), 64, 16
+#: Settings of jax's default_matmul_precision under which it rounds the factors of products on a GPU to TF32.
+ROUNDED = (None, "default", "fastest", "bfloat16", "high", "bfloat16_3x", "tensorfloat32")
+
+
+class Matrices(NamedTuple):
+    """Those of ptd.chunks.ChunkSystem for D directions, with real planes apart: all but decay in the dtype of signals.
+
+    Attributes:
+        decay: (H, 2, K).
+        into: (H, T, D, 2, K).
+        out: (H, D, 2, K, T).
+        direct: (H, T, T).
+    """
+
+    decay: Array
+    into: Array
+    out: Array
+    direct: Array
+
+
+def per_feature_chunks(
+    u: Array, system: ChunkSystem, state: Array | None, interpret: bool = False
+) -> tuple[Array, Array] | None:
+    """See ptd.kernels.Kernels.per_feature_chunks; interpret runs the kernel's meaning on any device."""
+    if not _applies(u, system, interpret):
+        return None
+    *batch, L, H = u.shape
+    (_, T, width), M, R = system.into.shape, system.decay.shape[-1], math.prod(batch)
+    D, n, lanes = width // (2 * M), -(-L // T), max(SMALLEST, pl.next_power_of_2(M)) - M
+    planes = (
+        as_planes(system.decay),
+        system.into.reshape(H, T, D, 2, M).astype(u.dtype),
+        jnp.swapaxes(system.out.reshape(H, D, 2, M, T), -1, -2).astype(u.dtype),
+        jnp.zeros((H, R, D, 2, M), system.decay.real.dtype),
+    )
+    if state is not None:
+        state = jnp.broadcast_to(state, (H, *batch, 2, M)).reshape(H, R, 2, M)
+        planes = (*planes[:3], planes[3].at[:, :, 0].set(state))
+    decay, into, out, start = (jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, lanes),)) for x in planes)
+    matrices = Matrices(decay, into, jnp.swapaxes(out, -1, -2), system.direct.astype(u.dtype))
+    v = jnp.pad(u.reshape(R, L, H), ((0, 0), (0, n * T - L), (0, 0)))
+    y, final = _chunks(jnp.transpose(v, (2, 0, 1)).reshape(H, R, n, T), matrices, start, interpret)
+    y = jnp.transpose(y.reshape(H, R, n * T), (1, 2, 0))[:, :L]
+    return y.reshape(u.shape), final[..., :M].reshape(H, *batch, D, 2, M)
+
+
+def _applies(u: Array, system: ChunkSystem, interpret: bool) -> bool:
+    """Whether the kernel takes a call: a diagonal of few modes, chunks as long as a tile, float32 states."""
+    diagonal = jnp.iscomplexobj(system.decay)
+    wide = system.into.dtype == jnp.float32 or interpret
+    return diagonal and wide and u.size > 0 and system.into.shape[1] in LENGTHS and system.decay.shape[-1] <= MOST_MODES
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _chunks(v: Array, matrices: Matrices, start: Array, interpret: bool) -> tuple[Array, Array]:
+    """y like v (H, R, n, T) and the final states, like start (H, R, D, 2, K)."""
+    parts, final = _run(v, matrices, start, interpret=interpret)
+    return _total(parts), final
+
+
+def _forward(v: Array, matrices: Matrices, start: Array, interpret: bool) -> tuple[Any, Any]:
+    parts, final, entering = _run(v, matrices, start, interpret=interpret, keep=True)
+    return (_total(parts), final), (v, matrices, entering)
+
+
+def _backward(interpret: bool, kept: tuple, cotangents: tuple) -> tuple[Array, Matrices, Array]:
+    v, matrices, entering = kept
+    w, g_final = cotangents
+    parts, g_start, leaving, slopes = _run(w, matrices, g_final, interpret=interpret, keep=True, against=entering)
+    H, R, n, _ = v.shape
+    u, w, x, g = (z.reshape(H, R * n, -1) for z in (v, w, entering, leaving))
+
+    def products(a: Array, b: Array, like: Array) -> Array:
+        found = jnp.einsum("hci,hcj->hij", a, b, preferred_element_type=matrices.decay.dtype)
+        return found.reshape(like.shape).astype(like.dtype)
+
+    g_matrices = Matrices(
+        jnp.sum(slopes, (1, 2)),
+        products(u, g, matrices.into),
+        products(x, w, matrices.out),
+        products(u, w, matrices.direct),
+    )
+    return _total(parts), g_matrices, g_start
+
+
+_chunks.defvjp(_forward, _backward)
+
+
+def _total(parts: Array) -> Array:
+    """The sum over directions."""
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def _run(
+    v: Array,
+    matrices: Matrices,
+    start: Array,
+    *,
+    interpret: bool,
+    keep: bool = False,
+    against: Array | None = None,
+) -> list[Array]:
+    """Parts of y by direction (D, H, R, n, T), final states, and with keep the states that enter each chunk.
+
+    With the states that entered each chunk of such a run as against, the gradient's run: v is that by y, start that by
+    the final states, and what enters a chunk the gradient by what left it; then also the gradient of decay, in parts
+    (H, tiles, D, 2, K).
+    """
+    (H, R, n, T), tail, mirrored = v.shape, start.shape[2:], against is not None
+    S = _segments(v.shape, tail[0])
+    if against is not None:
+        matrices, against = _adjoint(matrices), against.reshape(H, R * S, n // S, *tail)
+    run = functools.partial(_launch, v.reshape(H, R * S, n // S, T), matrices, mirrored=mirrored, interpret=interpret)
+    starts = start
+    if S > 1:
+        (ends,) = run(jnp.zeros((H, R * S, *tail), start.dtype), ends_only=True)
+        starts, last = _between(matrices.decay, ends.reshape(H, R, S, *tail), start, n // S, mirrored=mirrored)
+    y, final, *rest = run(starts.reshape(H, R * S, *tail), against, keep=keep)
+    if keep:
+        rest[0] = rest[0].reshape(H, R, n, *tail)
+    return [y.reshape(-1, H, R, n, T), last if S > 1 else final, *rest]
+
+
+def _adjoint(matrices: Matrices) -> Matrices:
+    """The transposed system: its inputs are the outputs, and the other way round."""
+    decay, into, out, direct = matrices
+    conjugate = decay * jnp.asarray([[1.0], [-1.0]], decay.dtype)
+    turned = jnp.moveaxis(into, 1, -1), jnp.moveaxis(out, -1, 1)
+    return Matrices(conjugate, turned[1], turned[0], jnp.swapaxes(direct, 1, 2))
+
+
+def _segments(shape: tuple[int, ...], D: int) -> int:
+    """How many pieces time is cut into: equal ones, so that none ends in padding."""
+    H, R, n, _ = shape
+    S = 1
+    while n % (2 * S) == 0 and n // S > SHORTEST_SEGMENT and pl.cdiv(S * R, SMALLEST) * H * D < ENOUGH_PROGRAMS:
+        S *= 2
+    return S
+
+
+def _between(decay: Array, ends: Array, start: Array, n: int, *, mirrored: bool) -> tuple[Array, Array]:
+    """The states that enter each segment of n chunks, like ends (H, R, S, D, 2, K), and those after the last.
+
+    ends are the states after each segment when nothing enters it; start (H, R, D, 2, K) enters the first.
+    """
+
+    def aligned(x: Array) -> Array:
+        """Segments in the order of each direction's run: its own inverse."""
+        ways = (x[..., d, :, :] for d in range(x.shape[-3]))
+        return jnp.stack([jnp.flip(w, 0) if (d == 1) != mirrored else w for d, w in enumerate(ways)], axis=-3)
+
+    power = (from_planes(decay) ** n)[:, None, None]
+    after = tree(power, aligned(jnp.moveaxis(ends, 2, 0)), start)
+    entering = aligned(jnp.concatenate([start[None], after[:-1]]))
+    return jnp.moveaxis(entering, 0, 2), after[-1]
+
+
+def _launch(
+    v: Array,
+    matrices: Matrices,
+    start: Array,
+    against: Array | None = None,
+    *,
+    mirrored: bool,
+    interpret: bool,
+    keep: bool = False,
+    ends_only: bool = False,
+) -> list[Array]:
+    """[parts of y (D, H, N, n, T),] final states [, those that enter chunks [, parts of the gradient of decay]]."""
+    H, N, n, _ = v.shape
+    tail, rows = start.shape[2:], _rows(N)
+    tiles = pl.cdiv(N, rows)
+    shapes = [] if ends_only else [jax.ShapeDtypeStruct((tail[0], *v.shape), v.dtype)]
+    shapes += [jax.ShapeDtypeStruct(start.shape, start.dtype)]
+    shapes += [jax.ShapeDtypeStruct((H, N, n, *tail), v.dtype)] if keep else []
+    shapes += [] if against is None else [jax.ShapeDtypeStruct((H, tiles, *tail), start.dtype)]
+    kernel = functools.partial(
+        _kernel,
+        R=rows,
+        D=tail[0],
+        mirrored=mirrored,
+        ends_only=ends_only,
+        keep=keep,
+        precision=_precision(v.dtype, interpret),
+        slopes=against is not None,
+    )
+    options = {} if interpret else {"compiler_params": triton.CompilerParams(num_warps=WARPS[rows], num_stages=STAGES)}
+    return pl.pallas_call(kernel, shapes, grid=(tiles, H, tail[0]), interpret=interpret, name="ptd_chunks", **options)(
+        v, *matrices, start, *([] if against is None else [against])
+    )
+
+
+def _rows(N: int) -> int:
+    """The rows of a program: as few as hold N sequences, so that programs are many, or the most there can be."""
+    return min((rows for rows in WARPS if rows >= N), default=max(WARPS))
+
+
+def _precision(dtype: Any, interpret: bool) -> lax.DotAlgorithmPreset | None:
+    """Of products of float32: as jax's default says, TF32 or three of them, which round like float32."""
+    if interpret or dtype != jnp.float32:
+        return None
+    rounded = jax.config.jax_default_matmul_precision in ROUNDED
+    return lax.DotAlgorithmPreset.TF32_TF32_F32 if rounded else lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+
+
+def _kernel(
+    v: Any,
+    decay: Any,
+    into: Any,
+    out: Any,
+    direct: Any,
+    start: Any,
+    *refs: Any,
+    R: int,
+    D: int,
+    mirrored: bool,
+    ends_only: bool,
+    keep: bool,
+    slopes: bool,
+    precision: Any,
+) -> None:
+    """y = direct v + out x, x = decay x + into v along the chunks of R sequences, of one feature and direction."""
+    tile, h, d = (pl.program_id(axis) for axis in range(3))
+    (_, N, n, T), K = v.shape, decay.shape[-1]
+    against, refs = (refs[0], refs[1:]) if slopes else (None, refs)
+    y, refs = (None, refs) if ends_only else (refs[0], refs[1:])
+    rows, wide = pl.ds(tile * R, R), start.dtype
+    planes = jnp.int32(0), jnp.int32(1)  # interpret mode takes no plain numbers beside others in a masked access
+    live = None if N % R == 0 else (tile * R + lax.broadcasted_iota(jnp.int32, (R, 1), 0)) < N
+
+    def load(ref: Any, *at: Any, width: int) -> Array:
+        mask = {} if live is None else {"mask": jnp.broadcast_to(live, (R, width)), "other": 0.0}
+        return triton.load(ref.at[*at, pl.ds(planes[0], width)], **mask)
+
+    def store(ref: Any, *at: Any, value: Array) -> None:
+        mask = {} if live is None else {"mask": jnp.broadcast_to(live, value.shape)}
+        triton.store(ref.at[*at, pl.ds(planes[0], value.shape[1])], value.astype(ref.dtype), **mask)
+
+    def dot(a: Array, b: Array) -> Array:
+        return lax.dot(a, b, precision=precision, preferred_element_type=wide)
+
+    i_re, i_im = into[h, :, d, 0, :], into[h, :, d, 1, :]
+    a_re, a_im = decay[h, 0, :][None, :], decay[h, 1, :][None, :]
+    if not ends_only:
+        o_re, o_im, w = out[h, d, 0, :, :], out[h, d, 1, :, :], direct[h, :, :]
+        if D == 2:  # a share of the samples for each direction, the present for the first
+            row, column = (lax.broadcasted_iota(jnp.int32, (T, T), axis) for axis in range(2))
+            w = jnp.where((column >= row) == (d == 0), w, jnp.zeros_like(w))
+
+    def chunk(j: Array, carry: tuple) -> tuple:
+        x_re, x_im, *sums = carry
+        c = jnp.where((d == 1) != mirrored, n - 1 - j, j).astype(jnp.int32)
+        u = load(v, h, rows, c, width=T)
+        if keep:
+            store(refs[1], h, rows, c, d, planes[0], value=x_re)
+            store(refs[1], h, rows, c, d, planes[1], value=x_im)
+        if slopes:
+            b_re, b_im = (load(against, h, rows, c, d, part, width=K).astype(wide) for part in planes)
+            sums = [sums[0] + b_re * x_re + b_im * x_im, sums[1] + b_re * x_im - b_im * x_re]
+        if not ends_only:
+            z = dot(u, w) + dot(x_re.astype(u.dtype), o_re) + dot(x_im.astype(u.dtype), o_im)
+            store(y, d, h, rows, c, value=z)
+        z_re, z_im = dot(u, i_re), dot(u, i_im)
+        return a_re * x_re - a_im * x_im + z_re, a_re * x_im + a_im * x_re + z_im, *sums
+
+    x = tuple(load(start, h, rows, d, part, width=K) for part in planes)
+    sums = (jnp.zeros((R, K), wide),) * 2 if slopes else ()
+    x_re, x_im, *sums = lax.fori_loop(0, n, chunk, (*x, *sums))
+    store(refs[0], h, rows, d, planes[0], value=x_re)
+    store(refs[0], h, rows, d, planes[1], value=x_im)
+    for part, total in enumerate(sums):
+        refs[-1][h, tile, d, part, :] = jnp.sum(total, 0)
