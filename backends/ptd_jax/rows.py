@@ -15,11 +15,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ptd.arrays import Array
 
+DOUBLE = ("float64", "complex128")
+
 
 def by_rows(function: Callable[..., tuple[Array, ...]], axes: str, rows: str) -> Callable[..., tuple[Array, ...]]:
     """function, under jit on several devices each on its own rows; vmap adds axes of rows.
 
-    Differentiate around it, by jax.custom_vjp: what is summed over rows there, XLA sums over devices.
+    Differentiate around it, by jax.custom_vjp: what is summed over rows there, XLA sums over devices. It is function
+    alone, whose arguments are gathered, in double precision, and inside shard_map over axes that stay automatic.
 
     Args:
         function: of arrays, to a tuple of arrays, whatever number of rows there are.
@@ -33,6 +36,12 @@ def by_rows(function: Callable[..., tuple[Array, ...]], axes: str, rows: str) ->
     """
     of_arguments, of_results = (side.replace(" ", "").split(",") for side in axes.split("->"))
     run = custom_partitioning(lambda *arguments: function(*arguments))
+    precision = jax.config.jax_default_matmul_precision
+
+    def configured(*arguments: Array) -> tuple[Array, ...]:
+        # XLA asks for a device's part in a thread of its own, where contexts that are in force here are not.
+        with jax.default_matmul_precision(precision):
+            return function(*arguments)
 
     def partition(mesh: Mesh, arguments: tuple, _: Any) -> tuple:
         over = _mesh_axes(of_arguments, [x.sharding.spec for x in arguments], rows)
@@ -40,13 +49,19 @@ def by_rows(function: Callable[..., tuple[Array, ...]], axes: str, rows: str) ->
         def shardings(each: list[str]) -> tuple[NamedSharding, ...]:
             return tuple(NamedSharding(mesh, PartitionSpec(*map(over.get, letters))) for letters in each)
 
-        return mesh, function, shardings(of_results), shardings(of_arguments)
+        return mesh, configured, shardings(of_results), shardings(of_arguments)
 
     # Shardy wants them in the order in which they first come up (jax 0.10).
     whole = tuple(letter for letter in dict.fromkeys("".join(of_arguments + of_results)) if letter not in rows)
     rule = " -> ".join(", ".join(" ".join(letters) for letters in each) for each in (of_arguments, of_results))
     run.def_partition(partition, sharding_rule=rule, need_replication_factors=whole)
-    mappable = custom_vmap(lambda *arguments: run(*arguments))
+
+    @custom_vmap
+    def mappable(*arguments: Array) -> tuple[Array, ...]:
+        # In shard_map a device holds its part already; where other axes of the mesh are automatic, partition gets
+        # shardings without names. And the thread of its own has no float64 (jax 0.10).
+        alone = jax.sharding.get_abstract_mesh().manual_axes or any(x.dtype in DOUBLE for x in arguments)
+        return function(*arguments) if alone else run(*arguments)
 
     @mappable.def_vmap
     def mapped(_: int, is_mapped: list[bool], *arguments: Array) -> tuple[tuple[Array, ...], tuple[bool, ...]]:
