@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ptd import checks
+
 
 class Placement(NamedTuple):
     """One device if mesh is None."""
@@ -20,8 +22,15 @@ class Placement(NamedTuple):
 
     @classmethod
     def over(cls, mesh: Mesh | None) -> Placement:
-        """Over all devices of a mesh, whose axes XLA is to use as it sees fit, of whatever type they were made."""
-        return cls(None if mesh is None else Mesh(mesh.devices, mesh.axis_names))
+        """Over all devices of a mesh, its axes automatic whatever they were made.
+
+        Raises:
+            ValueError: mesh is no Mesh.
+        """
+        if mesh is None:
+            return cls()
+        checks.instance("mesh", mesh, Mesh, "a jax.sharding.Mesh", "make one with jax.make_mesh")
+        return cls(Mesh(mesh.devices, mesh.axis_names))
 
     def whole(self, tree: Any) -> Any:
         """Arrays, of the host or not, on every device."""

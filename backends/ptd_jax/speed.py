@@ -178,6 +178,7 @@ def two_devices(
     mesh = Mesh(np.array(jax.devices()[:2]), ("devices",))
     for name, row in rows.items():
         one, _, _ = _training_step(backend, row, steps)
+        half, _, _ = _training_step(backend, dataclasses.replace(row, batch=row.batch // 2), steps)
         both, compile_seconds, bytes_ = _training_step(backend, row, steps, mesh=mesh)
         numbers = sum(math.prod(shape) for leaf, shape in row.model().shapes().items() if not is_statistic(leaf))
         yield Figure(
@@ -187,8 +188,9 @@ def two_devices(
             "one device, this run",
             target=1.9,
             gibibytes=bytes_ / GIB,
-            note=f"compiled in {compile_seconds:.1f} s, recurrence {backend.training.recurrence}; "
-            f"{4 * numbers / 2**20:.1f} MiB of leaves, whose gradients are summed over devices",
+            note=f"compiled in {compile_seconds:.1f} s, recurrence {backend.training.recurrence}; half the batch "
+            f"on one device takes {half * 1e3:.2f} ms; summed over both: moments and "
+            f"gradients, {4 * numbers / 2**20:.1f} MiB",
         )
     params = _params(backend, layer)
     for recurrence in dict.fromkeys((backend.recurrence, backend.training.recurrence)):
