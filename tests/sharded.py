@@ -11,9 +11,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose
 
 import ptd
-from ptd_jax import backend, sharding
+from ptd_jax import JaxBackend, backend, kernels, pallas_gpu, sharding
+from ptd_jax.training import CHUNK
 
 L = 32
+
+# The GPU kernels' meaning, on any device.
+INTERPRETED = [functools.partial(f, interpret=True) for f in (pallas_gpu.carries, pallas_gpu.scan, pallas_gpu.both)]
+kernels.RECURRENCES["interpreted"] = lambda: kernels.Recurrence(*INTERPRETED)
+pallas_gpu.UNROLL = 1  # shorter programs: what is unrolled is tested elsewhere
 
 
 @functools.cache
@@ -23,15 +29,20 @@ def grid() -> Mesh:
 
 
 def compare(name: str, found, expected) -> None:
-    """Equal up to rounding in double precision."""
-    jax.tree.map(lambda x, y: assert_allclose(x, y, rtol=1e-9, atol=1e-11, err_msg=name), found, expected)
+    """Equal up to rounding, in double precision or in single."""
+
+    def each(x, y) -> None:
+        rtol, atol = (1e-9, 1e-11) if y.dtype == np.float64 else (1e-4, 1e-5)
+        assert_allclose(x, y, rtol=rtol, atol=atol, err_msg=name)
+
+    jax.tree.map(each, found, expected)
 
 
 def parameters(description, **options) -> dict:
     rng = np.random.default_rng(0)
     new = description.initialize if isinstance(description, ptd.SequenceModel) else None
     drawn = new(rng, init="legs") if new else ptd.initialize(description, rng, init="legs", **options)
-    return {name: jnp.asarray(value) for name, value in drawn.items()}
+    return {name: jnp.array(value, float) for name, value in drawn.items()}
 
 
 def placed(u, *axes):
@@ -84,6 +95,68 @@ def batch_is_data_parallel() -> None:
     compare("data parallel", found, backend.apply(layer, params, jnp.asarray(u)))
 
 
+def kernels_run_where_their_rows_lie(layer, chunk) -> None:
+    """Output and gradients with the GPU kernels, batch sharded: as without them on one device, nothing gathered."""
+    params, u = parameters(layer), np.random.default_rng(6).standard_normal((8, L, layer.d_model), np.float32)
+
+    def loss(params, u, run):
+        y = run(layer, params, u)
+        return jnp.sum(jnp.sin(y)), y
+
+    gradient = jax.jit(jax.grad(loss, (0, 1), has_aux=True), static_argnums=2)
+    u_sharded, run = placed(u, ("data", "time")), JaxBackend("gpu", "interpreted", chunk=chunk).apply
+    compiled = gradient.lower(params, u_sharded, run).compile()
+    compare(layer.kind, compiled(params, u_sharded), gradient(params, u, backend.apply))
+    assert moved_whole(compiled) == set()
+
+
+def moved_whole(compiled) -> set[str]:
+    """The ways in which a program moves more between devices than sums."""
+    text = compiled.as_text()
+    assert "all-reduce" in text
+    return {word for word in ("all-gather", "all-to-all", "collective-permute") if f" {word}" in text}
+
+
+def states_may_enter_kernels_across_devices() -> None:
+    """The GPU kernels within sequence parallelism, where the batch is sharded too."""
+    layer = ptd.S5(3, 4, bidirectional=True)
+    params, u = parameters(layer), np.random.default_rng(7).standard_normal((2, L, 3))
+    across = functools.partial(sharding.apply, layer, params, mesh=grid(), axis="time", recurrence="interpreted")
+    compare("kernels across", jax.jit(across)(placed(u, "data", "time")), backend.apply(layer, params, jnp.asarray(u)))
+
+
+def learner_is_data_parallel() -> None:
+    """Losses, leaves and outputs of a learner on eight devices, by the GPU kernels, are one device's, moments included;
+
+    it goes on from a snapshot bit for bit, and evaluates batches that do not divide by the devices.
+    """
+    model = ptd.SequenceModel(ptd.S5(4, 4, bidirectional=True), 1, 1, 3, norm="batch", dropout=0.3, tie_dropout=True)
+    leaves, rng = model.initialize(np.random.default_rng(0), init="legs"), np.random.default_rng(8)
+    data = rng.standard_normal((40, L, 1)), rng.integers(0, 3, 40), rng.integers(9, L, 40)
+    order, rule = rng.permutation(32).reshape(4, 8), ptd.Optimizer(lr=1e-2, total_steps=9)
+    data = (data[0].astype(np.float32), *data[1:])
+    on_mesh = JaxBackend("gpu", "interpreted", chunk=1)
+    one, many, again = (
+        own.learner(model, leaves, rule, 0, **options)
+        for own, options in ((backend, {}), (on_mesh, {"mesh": grid()}), (on_mesh, {"mesh": grid()}))
+    )
+    losses, sets = [], [learner.place(*data) for learner in (one, many)]
+    for learner, whole in zip((one, many), sets, strict=True):
+        losses.append([learner.train(whole, order[:2]), learner.snapshot(), learner.train(whole, order[2:])])
+    assert_allclose(losses[1][0], losses[0][0], rtol=1e-5)
+    assert_allclose(losses[1][2], losses[0][2], rtol=1e-4)
+    for name, expected in one.parameters().items():
+        assert_allclose(many.parameters()[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+    rows = np.arange(35, 40)
+    assert_allclose(many.evaluate(sets[1], rows, 3), one.evaluate(sets[0], rows, 3), rtol=1e-4, atol=1e-5)
+    assert_allclose(many.outputs(data[0][:3]), one.outputs(data[0][:3]), rtol=1e-4, atol=1e-5)
+    again.restore(losses[1][1])
+    assert (again.train(sets[1], order[2:]) == losses[1][2]).all()
+    assert all((value == many.parameters()[name]).all() for name, value in again.parameters().items())
+    arguments = (many._state, many._key, sets[1], np.zeros((CHUNK, 8), np.int32), np.int32(1))
+    assert moved_whole(many._programs.run.lower(*arguments).compile()) == set()
+
+
 if __name__ == "__main__":
     with jax.enable_x64(True):
         gradients_equal(ptd.S5(3, 4, bidirectional=True), None)
@@ -91,4 +164,8 @@ if __name__ == "__main__":
         state_is_carried()
         model_is_sequence_parallel()
         batch_is_data_parallel()
+        states_may_enter_kernels_across_devices()
+    kernels_run_where_their_rows_lie(ptd.S5(3, 4, bidirectional=True), 1)
+    kernels_run_where_their_rows_lie(ptd.S4D(3, 4), 4)
+    learner_is_data_parallel()
     print("equal")

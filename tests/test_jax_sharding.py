@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from numpy.testing import assert_allclose
 
 import ptd
-from ptd_jax import sharding
+from ptd_jax import backend, sharding
 
 LAYER = ptd.S5(2, 4)
 MESH = Mesh(np.array(jax.devices()[:1]), ("time",))
@@ -22,9 +23,22 @@ MESH = Mesh(np.array(jax.devices()[:1]), ("time",))
 def test_eight_devices_equal_one():
     """Sequence parallel, data parallel and both, gradients included; see sharded.py. The devices are host threads."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most of the time is the compiler's
     script = Path(__file__).with_name("sharded.py")
     done = subprocess.run([sys.executable, script], env=os.environ | flags, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr[-2000:]
+
+
+def test_learner_on_a_mesh_of_one_device_is_one():
+    """Of explicit axes, as jax.make_mesh makes them; and something else is refused."""
+    model = ptd.SequenceModel(ptd.S5(2, 4), 1, 1, 2, norm="batch")
+    leaves, rule = model.initialize(np.random.default_rng(0)), ptd.Optimizer(lr=1e-2, total_steps=9)
+    u, targets = np.random.default_rng(1).standard_normal((4, 9, 1), np.float32), np.array([0, 1, 1, 0])
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    one, other = (backend.learner(model, leaves, rule, 0, mesh=each) for each in (None, mesh))
+    assert_allclose([other.step(u, targets) for _ in range(2)], [one.step(u, targets) for _ in range(2)], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"mesh: expected a jax\.sharding\.Mesh, got 2"):
+        backend.learner(model, leaves, rule, 0, mesh=2)
 
 
 @pytest.mark.parametrize(

@@ -122,11 +122,17 @@ class JaxBackend(PortableBackend):
         seed: int,
         *,
         activations: str | None = None,
+        mesh: jax.sharding.Mesh | None = None,
     ) -> Any:
+        """See ptd.contract.Backend; over the devices of a mesh, if there is one.
+
+        Batches are split over all of them, and a step is that of the whole batch: its losses, gradients, moments and
+        dropout are one device's up to rounding. Every device holds the whole state, and data sets of place.
+        """
         from .training import JaxLearner
 
         model.check(params)
-        return JaxLearner(self.training, model, params, optimizer, seed, activations)
+        return JaxLearner(self.training, model, params, optimizer, seed, activations, mesh)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames=("return_state", "form"))

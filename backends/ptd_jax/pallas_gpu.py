@@ -3,7 +3,8 @@
 One program runs one row, direction and tile of modes over one segment of time: the loads of UNROLL steps are in flight
 at once and states stay in registers, so memory sees each drive once and each state once. Where rows and modes alone
 would leave the device idle, time is cut into segments: a first pass finds what each segment adds to the state, a tree
-over the segments gives the states they start from, a second pass writes.
+over the segments gives the states they start from, a second pass writes. Under jit on several devices each runs the
+rows that lie there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from jax.experimental import pallas as pl
 from ptd.arrays import Array, as_planes, from_planes
 
 from .recurrences import tree
+from .rows import by_rows
 
 UNROLL = 8
 #: Programs wanted in flight, of one or two warps: some sixteen for each of 132 processors.
@@ -33,9 +35,9 @@ def entering(Lambda_bar: Array, drive: Array, start: Array, interpret: bool = Fa
     """The states that enter each step, and those after the last.
 
     Args:
-        Lambda_bar: complex (G, 1, M), or (R, n, M) with a coefficient per step; R/G rows of a group share one.
-        drive: real (R, n, D, 2, M); direction 1 runs from the last step to the first.
-        start: real (R, D, 2, M), what enters first.
+        Lambda_bar: complex (G, 1, M), or (G, n, M) with a coefficient per step; the R rows of a group share it.
+        drive: real (G, R, n, D, 2, M); direction 1 runs from the last step to the first.
+        start: real (G, R, D, 2, M), what enters first.
         interpret: run the kernel's meaning on any device.
 
     Returns:
@@ -54,19 +56,22 @@ def scan(Lambda_bar: Array, drive: Array, state: Array, interpret: bool = False)
     """All states, complex (..., L, M), as ptd.recurrence.scan; a reset is a zero in a per-step Lambda_bar."""
     *batch, L, M = drive.shape
     R = math.prod(batch)
-    a = jnp.broadcast_to(Lambda_bar, drive.shape).reshape(R, L, M) if Lambda_bar.ndim > 1 else Lambda_bar[None, None]
-    planes, start = as_planes(drive).reshape(R, L, 1, 2, M), as_planes(state).reshape(R, 1, 2, M)
+    a, groups = Lambda_bar[None, None], (1, R)
+    if Lambda_bar.ndim > 1:
+        a, groups = jnp.broadcast_to(Lambda_bar, drive.shape).reshape(R, L, M), (R, 1)
+    planes, start = as_planes(drive).reshape(*groups, L, 1, 2, M), as_planes(state).reshape(*groups, 1, 2, M)
     states, final = entering(a, planes, start, interpret)
-    states = jnp.concatenate([states[:, 1:], final[:, None]], axis=1)
-    return from_planes(states[:, :, 0]).reshape(drive.shape)
+    states = jnp.concatenate([states[:, :, 1:], final[:, :, None]], axis=2)
+    return from_planes(states[..., 0, :, :]).reshape(drive.shape)
 
 
 def carries(Lambda_bar: Array, drive: Array, start: Array, interpret: bool = False) -> tuple[Array, Array]:
     """As ptd.chunks.carries: Lambda_bar (M,) or (H, M), drive ([H,] ..., n, D, 2, M), start (..., D, 2, M)."""
     *rows, n, D, _, M = drive.shape
-    R = math.prod(rows)
     a = Lambda_bar.reshape(-1, 1, M)
-    states, final = entering(a, drive.reshape(R, n, D, 2, M), start.reshape(R, D, 2, M), interpret)
+    # Axes that may be split over devices stay apart: features, and the first of the batch.
+    groups = (len(a), math.prod(rows[Lambda_bar.ndim - 1 :]))
+    states, final = entering(a, drive.reshape(*groups, n, D, 2, M), start.reshape(*groups, D, 2, M), interpret)
     return states.reshape(drive.shape), final.reshape(start.shape)
 
 
@@ -83,11 +88,11 @@ def both(Lambda_bar: Array, drive: Array, directions: int, interpret: bool = Fal
         Real (..., n, D, 2, M), in the dtype of drive.
     """
     *rows, n, _, M = drive.shape
-    drive, lanes = drive.reshape(math.prod(rows), n, 2, M), -M % NARROWEST
+    drive, lanes = drive.reshape(1, math.prod(rows), n, 1, 2, M), -M % NARROWEST
     a, drive = (
         jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, lanes),)) for x in (as_planes(Lambda_bar)[None, None], drive)
     )
-    states = _both(a, drive[:, :, None], directions, interpret)[..., :M]
+    states = _both(a, drive, directions, interpret)[..., :M]
     return states.reshape(*rows, n, directions, 2, M)
 
 
@@ -106,10 +111,10 @@ def _both_backward(D: int, interpret: bool, kept: tuple, g: Array) -> tuple[Arra
     adjoint, _ = _run(_conj(a), g, None, D, True, interpret, inclusive=True)
     product = jnp.zeros((), a.dtype)
     for d in range(D):
-        x, y = (from_planes(v[:, :, d].astype(a.dtype)) for v in (states, adjoint))
-        x, y = (x[:, 1:], y[:, :-1]) if d else (x[:, :-1], y[:, 1:])
-        product = product + jnp.sum(jnp.conj(x) * y, axis=(0, 1))
-    return as_planes(product)[None, None], jnp.sum(adjoint, 2, keepdims=True)
+        x, y = (from_planes(v[..., d, :, :].astype(a.dtype)) for v in (states, adjoint))
+        x, y = (x[:, :, 1:], y[:, :, :-1]) if d else (x[:, :, :-1], y[:, :, 1:])
+        product = product + jnp.sum(jnp.conj(x) * y, axis=(0, 1, 2))
+    return as_planes(product)[None, None], jnp.sum(adjoint, 3, keepdims=True)
 
 
 _both.defvjp(_both_forward, _both_backward)
@@ -121,15 +126,25 @@ def _conj(a: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _entering(a: Array, drive: Array, start: Array, backwards: bool, interpret: bool) -> tuple[Array, Array]:
-    return _run(a, drive, start, drive.shape[2], backwards, interpret)
+    return _run(a, drive, start, drive.shape[3], backwards, interpret)
 
 
 def _run(
     a: Array, drive: Array, start: Array | None, D: int, backwards: bool, interpret: bool, inclusive: bool = False
 ) -> tuple[Array, Array]:
-    """States of D directions, in segments of time, and the final ones; drive (R, n, D or 1, 2, M)."""
-    R, n, _, _, M = drive.shape
-    start = jnp.zeros((R, D, 2, M), a.dtype) if start is None else start
+    """States of D directions and the final ones; drive (G, R, n, D or 1, 2, M)."""
+    start = jnp.zeros((*drive.shape[:2], D, 2, drive.shape[-1]), a.dtype) if start is None else start
+    run = functools.partial(_segments, backwards=backwards, interpret=interpret, inclusive=inclusive)
+    return by_rows(run, "gscm, grndcm, grecm -> grnecm, grecm", rows="gr")(a, drive, start)
+
+
+def _segments(
+    a: Array, drive: Array, start: Array, *, backwards: bool, interpret: bool, inclusive: bool
+) -> tuple[Array, Array]:
+    """_run on one device, in segments of time."""
+    groups, (n, _, _, M), D = drive.shape[:2], drive.shape[2:], start.shape[2]
+    R = math.prod(groups)
+    drive, start = drive.reshape(R, *drive.shape[2:]), start.reshape(R, D, 2, M)
     tile = max(t for t in (NARROWEST, 16, 32, WIDEST) if M % t == 0)
     wanted = 1 if a.shape[1] > 1 else min(PROGRAMS // max(1, R * D * M // tile), n // SHORTEST_SEGMENT)
     steps = -(-n // max(1, wanted))
@@ -143,7 +158,7 @@ def _run(
         after = jnp.moveaxis(tree(decay, jnp.moveaxis(added, 1, 0), start), 0, 1)
         starts = jnp.concatenate([starts, after[:, :-1]], axis=1)
     states, ends = run(starts)
-    return states, ends[:, -1]
+    return states.reshape(*groups, *states.shape[1:]), ends[:, -1].reshape(*groups, D, 2, M)
 
 
 def _forward(a: Array, drive: Array, start: Array, backwards: bool, interpret: bool) -> tuple[Any, Any]:
@@ -156,9 +171,9 @@ def _backward(backwards: bool, interpret: bool, kept: tuple, cotangents: tuple) 
     a, states = kept
     adjoint, g_start = _entering(_conj(a), *cotangents, not backwards, interpret)
     x, y = (from_planes(v.astype(a.dtype)) for v in (states, adjoint))
-    product = jnp.sum(jnp.conj(x) * y, axis=2)
+    product = jnp.sum(jnp.conj(x) * y, axis=(1, 3))
     if a.shape[1] == 1:
-        product = jnp.sum(product.reshape(len(a), -1, a.shape[-1]), axis=1)[:, None]
+        product = jnp.sum(product, axis=1, keepdims=True)
     return as_planes(product), adjoint, g_start
 
 

@@ -2,8 +2,9 @@
 
 Chunks know of each other by the states that enter them alone, so every device runs its own stretch of time from zero,
 the devices exchange the states at the ends of their stretches, D 2 M numbers each, and each adds to the states that
-enter its chunks what came in from its neighbours. Sharding the batch needs nothing of this: place u with a
-jax.sharding.NamedSharding and call apply under jit.
+enter its chunks what came in from its neighbours. Sharding the batch needs nothing of this: place u, its first axis
+split over automatic axes of a mesh, with a jax.sharding.NamedSharding and call JaxBackend.apply under jit; a learner
+takes a mesh.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -13,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import ptd
 from ptd.kernels import Kernels
 from ptd.layers import Layer
+from ptd.model import is_statistic
 from ptd.speed import TRAINING_STEPS, Figure, TrainingStep, median_seconds
 
 from . import JaxBackend, sharding
@@ -28,6 +31,12 @@ GIB = 2**30
 BUDGET = 1.5
 #: H and batch x length of S4D layers as training steps have them.
 LEARNERS_SHAPES = ((128, (50, 2048)), (256, (50, 4096)), (128, (32, 16384)))
+
+#: How products of float32 are rounded in training steps.
+PRODUCTS = "float32, TF32 products"
+
+#: The longest sequences, and the largest activations.
+TWO_DEVICES = {name: TRAINING_STEPS[name] for name in ("Path-X", "Text")}
 
 #: The plain formulation: whole products with B and C, and lax.associative_scan over complex states between them.
 PLAIN = Kernels(scan=associative_scan)
@@ -49,37 +58,39 @@ def training_steps(
 ) -> Iterator[Figure]:
     """Whole training steps of the S5 recipes: forward, backward, AdamW, batches gathered on the device."""
     for name, row in rows.items():
-        rng, shape = np.random.default_rng(0), (row.batch, row.length)
-        inputs = rng.integers(0, row.tokens, shape) if row.tokens else rng.random((*shape, 1), np.float32)
-        learner = backend.learner(
-            row.model(),
-            row.model().initialize(rng, init="ptd-closed"),
-            row.optimizer(),
-            0,
-            activations=activations,
-        )
-        placed = learner.place(inputs, rng.integers(0, row.classes, row.batch))
-        order = np.tile(np.arange(row.batch, dtype=np.int32), (CHUNK, 1))
-        state, rest = learner._state, (learner._key, placed, order, np.int32(steps))
-        with backend.fast_products():
-            run, compile_seconds, bytes_ = _compiled(learner._programs.run, state, *rest)
-
-        def once(run: Callable = run, rest: tuple = rest) -> Any:
-            nonlocal state
-            state, losses = run(state, *rest)
-            return losses
-
-        jax.block_until_ready(once())
+        seconds, compile_seconds, bytes_ = _training_step(backend, row, steps, activations)
         yield Figure(
-            f"{name} {row.batch} x {row.length}, {activations or 'float32, TF32 products'}",
-            median_seconds(lambda once=once: jax.block_until_ready(once()), lambda: None, budget=BUDGET) / steps,
+            f"{name} {row.batch} x {row.length}, {activations or PRODUCTS}",
+            seconds,
             other=row.original_ms * 1e-3,
             source="the original's step, JAX on one H200, recorded",
             target=1.7 if activations is None else None,
             gibibytes=bytes_ / GIB,
             note=f"compiled in {compile_seconds:.1f} s, recurrence {backend.training.recurrence}",
         )
-        del learner, placed, state, rest, run, once
+
+
+def _training_step(
+    backend: JaxBackend, row: TrainingStep, steps: int, activations: str | None = None, mesh: Mesh | None = None
+) -> tuple[float, float, int]:
+    """Seconds of one step, of tracing to executable, and the bytes held meanwhile on a device."""
+    rng, shape = np.random.default_rng(0), (row.batch, row.length)
+    inputs = rng.integers(0, row.tokens, shape) if row.tokens else rng.random((*shape, 1), np.float32)
+    leaves = row.model().initialize(rng, init="ptd-closed")
+    learner = backend.learner(row.model(), leaves, row.optimizer(), 0, activations=activations, mesh=mesh)
+    placed = learner.place(inputs, rng.integers(0, row.classes, row.batch))
+    order = np.tile(np.arange(row.batch, dtype=np.int32), (CHUNK, 1))
+    state, rest = learner._state, (learner._key, placed, order, np.int32(steps))
+    with backend.fast_products():
+        run, compile_seconds, bytes_ = _compiled(learner._programs.run, state, *rest)
+
+    def once() -> None:
+        nonlocal state
+        state, losses = run(state, *rest)
+        jax.block_until_ready(losses)
+
+    once()
+    return median_seconds(once, lambda: None, budget=BUDGET) / steps, compile_seconds, bytes_
 
 
 def layers(
@@ -163,28 +174,40 @@ def recurrences(
                 yield Figure(f"carries by {name}, {label}, {shape}", seconds, fraction=fraction)
 
 
-def two_devices(backend: JaxBackend, *, L: int = 2**22, H: int = 128) -> Iterator[Figure]:
-    """Across two devices: a batch, against the same batch on one, and one long sequence, which has no such rival."""
+def two_devices(
+    backend: JaxBackend,
+    *,
+    rows: Mapping[str, TrainingStep] = TWO_DEVICES,
+    steps: int = 10,
+    layer: Layer = ptd.S5(128, 256, blocks=16, bidirectional=True),  # noqa: B008 - a frozen description
+    L: int = 2**22,
+) -> Iterator[Figure]:
+    """Across two devices: training steps, against the same on one, and one long sequence, which has no such rival."""
     if jax.device_count() < 2:
         return
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("time",))
-    layer = ptd.S5(H, 2 * H, blocks=16, bidirectional=True)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("devices",))
+    for name, row in rows.items():
+        one, _, _ = _training_step(backend, row, steps)
+        half, _, _ = _training_step(backend, dataclasses.replace(row, batch=row.batch // 2), steps)
+        both, compile_seconds, bytes_ = _training_step(backend, row, steps, mesh=mesh)
+        numbers = sum(math.prod(shape) for leaf, shape in row.model().shapes().items() if not is_statistic(leaf))
+        yield Figure(
+            f"{name} {row.batch} x {row.length}, data parallel on two devices, {PRODUCTS}",
+            both,
+            one,
+            "one device, this run",
+            target=1.9,
+            gibibytes=bytes_ / GIB,
+            note=f"compiled in {compile_seconds:.1f} s, recurrence {backend.training.recurrence}; half the batch "
+            f"on one device takes {half * 1e3:.2f} ms; summed over both: moments and "
+            f"gradients, {4 * numbers / 2**20:.1f} MiB",
+        )
     params = _params(backend, layer)
-    spec = jax.sharding.PartitionSpec
-
-    def place(u: Any, *axes: Any) -> Any:
-        return jax.device_put(u, jax.sharding.NamedSharding(mesh, spec(*axes)))
-
-    gradient = jax.jit(jax.value_and_grad(_mean_square(lambda p, u: backend.apply(layer, p, u)), (0, 1)))
-    u = jax.random.normal(jax.random.key(0), (32, L // 256, H))
-    one = _seconds(gradient, params, u)
-    both = _seconds(gradient, jax.device_put(params, jax.sharding.NamedSharding(mesh, spec())), place(u, "time"))
-    label = f"data parallel, two devices, {tuple(u.shape)}"
-    yield Figure(label, both, one, "one device, this run", target=1.9)
-    across = functools.partial(sharding.apply, layer, mesh=mesh, axis="time")
-    u = place(jnp.zeros((1, L, H)), None, "time")
-    label = f"one sequence of {L} across two devices, forward + backward"
-    yield Figure(label, _seconds(jax.jit(jax.value_and_grad(_mean_square(across), (0, 1))), params, u))
+    for recurrence in dict.fromkeys((backend.recurrence, backend.training.recurrence)):
+        across = functools.partial(sharding.apply, layer, mesh=mesh, axis="devices", recurrence=recurrence)
+        u = jax.device_put(jnp.zeros((1, L, layer.d_model)), NamedSharding(mesh, PartitionSpec(None, "devices")))
+        label = f"one sequence of {L} across two devices, forward + backward, recurrence {recurrence}"
+        yield Figure(label, _seconds(jax.jit(jax.value_and_grad(_mean_square(across), (0, 1))), params, u))
 
 
 def _mean_square(f: Callable) -> Callable:

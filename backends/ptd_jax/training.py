@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from ptd import checks
@@ -22,6 +23,7 @@ from ptd.whole_sets import Placed, as_set, batches
 
 from .dropout import dropout, step_key
 from .passes import training_block
+from .placement import Placement
 
 #: Steps per call of the compiled loop. It is fixed, and how many of them run is an argument: one program whatever
 #: the number of steps, so that splitting a run differently cannot change its rounding.
@@ -51,7 +53,9 @@ class Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _programs(backend: Backend, model: SequenceModel, optimizer: Optimizer, activations: str | None) -> Programs:
+def _programs(
+    backend: Backend, model: SequenceModel, optimizer: Optimizer, activations: str | None, placement: Placement
+) -> Programs:
     transform = optimizer_groups(optimizer)
 
     def loss(trained: dict, statistics: dict, batch: Placed, key: Array) -> Any:
@@ -61,27 +65,31 @@ def _programs(backend: Backend, model: SequenceModel, optimizer: Optimizer, acti
         return _loss(y, batch.targets), updated
 
     def step(state: State, key: Array, batch: Placed) -> tuple[State, Array]:
-        trained = _trained(state.leaves)
+        batch, trained = placement.by_rows(batch), _trained(state.leaves)
         statistics = {name: value for name, value in state.leaves.items() if is_statistic(name)}
         gradient = jax.value_and_grad(loss, has_aux=True)
         (value, updated), g = gradient(trained, statistics, batch, step_key(key, state.steps))
         changes, optimizer_state = transform.update(g, state.optimizer, trained)
         leaves = optax.apply_updates(trained, changes) | statistics | updated
-        return State(leaves, optimizer_state, state.steps + 1), value
+        return placement.joined((State(leaves, optimizer_state, state.steps + 1), value))
+
+    def rows_of(placed: Placed, index: Array) -> Placed:
+        # An index that is split over devices makes each gather its own rows.
+        return placed.rows(placement.by_rows(index))
 
     def run(state: State, key: Array, placed: Placed, order: Array, count: Array) -> tuple[State, Array]:
         def body(k: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
-            state, value = step(carry[0], key, placed.rows(order[k]))
+            state, value = step(carry[0], key, rows_of(placed, order[k]))
             return state, carry[1].at[k].set(value)
 
         return lax.fori_loop(0, count, body, (state, jnp.zeros(len(order))))
 
     def outputs(leaves: dict, inputs: Array, lengths: Any, layer_noise: Any) -> Array:
         call = {"lengths": lengths, "layer_noise": layer_noise, "activations": activations}
-        return backend.apply_model(model, leaves, inputs, **call)
+        return placement.joined(backend.apply_model(model, leaves, placement.by_rows(inputs), **call))
 
     def rows(leaves: dict, placed: Placed, index: Array) -> Array:
-        batch = placed.rows(index)
+        batch = rows_of(placed, index)
         return outputs(leaves, batch.inputs, batch.lengths, None)
 
     options = COMPILER_OPTIONS.get(backend.platform)
@@ -100,11 +108,14 @@ class JaxLearner:
         optimizer: Optimizer,
         seed: int,
         activations: str | None = None,
+        mesh: Mesh | None = None,
     ):
         # copies: the compiled loop reuses the memory of the state it is given
         leaves = {name: jnp.array(value, "float32") for name, value in params.items()}
-        self._programs = _programs(backend, model, optimizer, activations)
-        self._state = State(leaves, self._programs.transform.init(_trained(leaves)), jnp.zeros((), jnp.int32))
+        self._placement = Placement.over(mesh)
+        self._programs = _programs(backend, model, optimizer, activations, self._placement)
+        state = State(leaves, self._programs.transform.init(_trained(leaves)), jnp.zeros((), jnp.int32))
+        self._state = self._placement.whole(state)
         self._key = jax.random.key(seed)
 
     def step(self, inputs: Array, targets: Array, lengths: Array | None = None) -> Array:
@@ -123,7 +134,7 @@ class JaxLearner:
         return {name: np.array(value) for name, value in self._state.leaves.items()}
 
     def place(self, inputs: NDArray, targets: NDArray, lengths: NDArray | None = None) -> Placed:
-        return Placed(*(None if part is None else jnp.asarray(part) for part in as_set(inputs, targets, lengths)))
+        return self._placement.whole(Placed(*as_set(inputs, targets, lengths)))
 
     def train(self, placed: Placed, order: NDArray[np.integer]) -> NDArray[np.float32]:
         losses = []
@@ -145,7 +156,7 @@ class JaxLearner:
         expected = _named(self._state)
         checks.shapes("this learner", snapshot, {name: np.shape(value) for name, value in expected.items()})
         values = [jnp.array(snapshot[name], value.dtype) for name, value in expected.items()]
-        self._state = jax.tree.unflatten(jax.tree.structure(self._state), values)
+        self._state = self._placement.whole(jax.tree.unflatten(jax.tree.structure(self._state), values))
 
 
 def _named(state: State) -> dict[str, Array]:
