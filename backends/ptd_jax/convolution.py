@@ -11,7 +11,8 @@ from jax import lax
 from ptd import convolution
 from ptd.arrays import Array
 
-#: Frequencies per block, at least: each block costs a launch of a few kernels on a GPU.
+#: Frequencies per block, at least. On a CPU the gradient for H x L of 64 x 4096 takes 54 ms with it, 72 with twice as
+#: many, 61 with a quarter, 159 with all at once.
 SMALLEST_BLOCK = 128
 
 

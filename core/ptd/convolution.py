@@ -9,9 +9,9 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from .arrays import Array, arange, as_complex, eye, imag, matmul, namespace, product, real, scale
+from .arrays import Array, arange, as_complex, eye, imag, namespace, product, real, scale
 from .discretization import inverse_of_small
-from .recurrence import LowRankTransition, dense_transition
+from .recurrence import LowRankTransition, dense_transition, transition_on_planes
 
 
 def vandermonde(weights: Array, Lambda_bar: Array, L: int) -> Array:
@@ -171,9 +171,7 @@ def cauchy(
     """
     xp = namespace(Lambda)
     conj_sym = transition.conj_sym
-    powered = matrix_power(dense_transition(transition), L)
-    row = xp.concat([C, xp.conj(C)], axis=-1) if conj_sym else C
-    C_tilde = (row - matmul(row[..., None, :], powered)[..., 0, :])[..., : C.shape[-1]]
+    C_tilde = C - _after(transition, C, L)
 
     # With conj_sym the sum over all modes is real, so half of the frequencies tell the rest.
     h = arange(L // 2 + 1 if conj_sym else L, like=step) * (math.pi / L)
@@ -188,9 +186,20 @@ def cauchy(
     W = inverse_of_small(scale(small, cosine[..., None, None]) + eye(r, like=small))
     from_B = xp.stack(found[r * r : r * r + r], axis=-1)[..., None]
     to_C = xp.stack(found[r * r + r : -1], axis=-1)[..., None, :]
-    through = matmul(matmul(to_C, W), from_B)
+    through = product(product(to_C, W), from_B)
     K_hat = as_complex(cosine, sine) * (found[-1] - scale(through[..., 0, 0], cosine))
     return xp.fft.irfft(K_hat, n=L, axis=-1) if conj_sym else real(xp.fft.ifft(K_hat, axis=-1))
+
+
+def _after(transition: LowRankTransition, C: Array, L: int) -> Array:
+    """C A_bar^L, (H, N): with conj_sym that of C's row over both halves, as the first half of a row."""
+    if not transition.conj_sym:
+        return product(C[..., None, :], matrix_power(dense_transition(transition), L))[..., 0, :]
+    xp = namespace(real(C))
+    row = xp.concat([real(C), -imag(C)], axis=-1)  # C x + C^* x^* = 2 row (Re x, Im x)
+    row = product(row[..., None, :], matrix_power(transition_on_planes(transition), L))[..., 0, :]
+    N = C.shape[-1]
+    return as_complex(row[..., :N], -row[..., N:])
 
 
 def matrix_power(A: Array, L: int) -> Array:

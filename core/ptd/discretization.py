@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from .arrays import Array, eye, matmul, namespace, real, scale
+from .arrays import Array, eye, namespace, product, real, scale
 from .recurrence import LowRankTransition
 
 #: Below this |z| the power series of phi_1 is used. 1/2 keeps the cancellation in (e^z - 1)/z and in its
@@ -110,7 +110,7 @@ def bilinear_low_rank(
     gram = xp.stack([across(dP[..., j]) for j in range(P.shape[-1])], axis=-1)
     step = step + xp.zeros_like(real(half))
     W = inverse_of_small(scale(gram, step[..., :1, None] / 2.0) + eye(P.shape[-1], like=dP))
-    left = scale(matmul(dP, W), step[..., None])
+    left = scale(product(dP, W), step[..., None])
     B_bar = scale(d * B - xp.sum(left * across(d * B)[..., None, :], axis=-1) / 2.0, step)
     right = xp.conj(d)[..., None] * P
     return LowRankTransition((1.0 + half) * d, left, right, conj_sym), B_bar
