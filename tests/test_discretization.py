@@ -9,7 +9,7 @@ import scipy.linalg
 from numpy.testing import assert_allclose
 
 from ptd.discretization import SERIES_RADIUS, bilinear, bilinear_low_rank, phi_1, zoh
-from ptd.recurrence import dense_transition
+from ptd.recurrence import dense_transition, transition_on_planes
 
 mpmath.mp.dps = 50
 EPS = np.finfo(float).eps
@@ -132,6 +132,15 @@ def test_low_rank_transition_applies_its_dense_matrix(system, conj_sym):
     x = np.random.default_rng(0).standard_normal((3, 5, 2)) @ [1, 1j]
     dense = dense_transition(transition) @ both_halves(x, conj_sym, 1)[..., None]
     assert_allclose(transition(x), dense[:, :5, 0], rtol=1e-12)
+
+
+def test_transition_on_planes_moves_real_and_imaginary_parts(system):
+    Lambda, P, B = system
+    transition, _ = bilinear_low_rank(Lambda, P, B, np.full((3, 1), 0.1), conj_sym=True)
+    x = np.random.default_rng(0).standard_normal((3, 5, 2)) @ [1, 1j]
+    planes = np.concatenate([x.real, x.imag], axis=1)
+    moved = (transition_on_planes(transition) @ planes[..., None])[..., 0]
+    assert_allclose(moved[:, :5] + 1j * moved[:, 5:], transition(x), rtol=1e-12)
 
 
 def test_low_rank_transition_of_step_zero_is_the_identity(system):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from ptd import checks
+from ptd import arrays, checks
 from ptd.arrays import Array
 from ptd.layers import Layer
 from ptd.model import SequenceModel
@@ -22,7 +23,11 @@ from ptd.optimization import Optimizer
 from ptd.portable import PortableBackend
 
 from . import blocks
-from .kernels import choice, table
+from .kernels import choice, exact_matmul, table
+
+xp = types.ModuleType(jnp.__name__)
+vars(xp).update(vars(array_api_compat.array_namespace(jnp.zeros(0))), exact_matmul=exact_matmul)
+arrays.NAMESPACES[type(jnp.zeros(0))] = arrays.NAMESPACES[jax.core.Tracer] = xp
 
 #: By platform, for programs that run once. Where XLA chooses between kernels by timing them, it compiles dozens for
 #: each product and fusion: minutes for the gradient of S4's chunked form, whose powers are 34 products of different
@@ -43,7 +48,7 @@ class JaxBackend(PortableBackend):
     """
 
     name = "jax"
-    xp = array_api_compat.array_namespace(jnp.zeros(0))
+    xp = xp
     distributions = ("jax", "jaxlib", "flax", "optax")
     not_run: Mapping[str, str] = {
         'the scan kernel for TPUs, recurrence="pallas-tpu"': "tested in TPU interpret mode; measured on no TPU, which "

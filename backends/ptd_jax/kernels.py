@@ -16,6 +16,7 @@ from ptd.arrays import Array, as_planes, from_planes
 from ptd.kernels import Kernels
 from ptd.recurrence import LowRankTransition
 
+from .convolution import cauchy
 from .recurrences import loop, tree
 
 
@@ -91,6 +92,11 @@ def _aligned(planes: Array) -> Array:
     if planes.shape[-3] == 1:
         return planes
     return jnp.stack([planes[..., 0, :, :], jnp.flip(planes[..., 1, :, :], axis=-3)], axis=-3)
+
+
+def exact_matmul(x: Array, y: Array) -> Array:
+    """x @ y in full, also where jax_default_matmul_precision lets a GPU round factors to TF32."""
+    return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
 
 
 def scan_low_rank(
@@ -224,6 +230,7 @@ def table(platform: str, recurrence: str, chunk: int | None = None) -> Kernels:
     return Kernels(
         scan=scan_by(recurrence),
         scan_low_rank=scan_low_rank,
+        cauchy=cauchy,
         carries=carries_by(recurrence),
         chunk_length=usual if chunk is None else lambda _, L: max(1, min(chunk, L)),
         activations=frozenset({"bfloat16"}),

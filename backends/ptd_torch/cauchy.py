@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,26 +9,14 @@ import torch
 from torch import Tensor
 
 from ptd import convolution
-from ptd.arrays import Array, as_complex, imag, real, scale
+from ptd.arrays import Array
 
 from .vandermonde import applies, refuse_second
 
 
 @torch.library.custom_op("ptd::cauchy", mutates_args=())
 def sums_over_poles(numerators: Tensor, poles: Tensor, circle: Tensor, pairs: bool) -> Tensor:
-    """Y = i s A - c B with pairs, else A + i B, where A = sum_n alpha_n/D_n and B = sum_n beta_n/D_n.
-
-    D is (c^2 |z|^2 - 4 s^2 - 4i s c Re z)/|z| with pairs, else 2i s - c z; see ptd_torch.triton_cauchy.
-
-    Args:
-        numerators: float32 (2, Q, H, N), alpha and beta.
-        poles: float32 (2, H, N), |z| and 4 Re z/|z| with pairs, else Re z and Im z.
-        circle: float32 (2, F), s and c; it has no gradient.
-        pairs: whether each pole stands for itself and its conjugate.
-
-    Returns:
-        Y, float32 planes (2, Q, H, F).
-    """
+    """ptd.convolution.sums_over_poles in float32; circle has no gradient."""
     from . import triton_cauchy as kernels
 
     return kernels.sums(numerators.contiguous(), poles.contiguous(), circle.contiguous(), pairs)
@@ -83,24 +70,5 @@ def resolvent_sums(
     numerators: Sequence[Array], Lambda: Array, step: Tensor, sine: Tensor, cosine: Tensor, conj_sym: bool
 ) -> list[Array]:
     """ptd.convolution.resolvent_sums."""
-    if not applies(step):
-        return convolution.resolvent_sums(numerators, Lambda, step, sine, cosine, conj_sym)
-    z = scale(Lambda, step)
-    H, N = z.shape
-    shapes = [torch.broadcast_shapes(v.shape, z.shape) for v in numerators]
-    rows = [
-        [part.expand(shape).reshape(-1, H, N) for part in (real(v), imag(v))]
-        for v, shape in zip(numerators, shapes, strict=True)
-    ]
-    re, im = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    x, y = real(z), imag(z)
-    if conj_sym:
-        size = torch.sqrt(x * x + y * y)
-        poles = torch.stack([size, 4.0 * x / size])
-        coefficients = torch.stack([4.0 * step * re / size, 2.0 * step * (re * x + im * y) / size])
-    else:
-        poles, coefficients = torch.stack([x, y]), torch.stack([step * re, step * im])
-    Y = sums_over_poles(coefficients, poles, torch.stack([sine, cosine]), conj_sym)
-    counts = [math.prod(shape[:-2]) for shape in shapes]
-    found = zip(*(part.split(counts) for part in Y.unbind()), shapes, strict=True)
-    return [as_complex(*(part.view(*shape[:-1], -1) for part in (re, im))) for re, im, shape in found]
+    sums = sums_over_poles if applies(step) else convolution.sums_over_poles
+    return convolution.resolvent_sums(numerators, Lambda, step, sine, cosine, conj_sym, sums=sums)

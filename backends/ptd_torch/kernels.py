@@ -54,8 +54,9 @@ def carries(Lambda_bar: Array, drive: Tensor, state: Tensor | None = None, *, sc
 
 
 def exact_matmul(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y, by float64 on a GPU, where float32 products may be told to round their factors to TF32."""
-    return (x.double() @ y.double()).to(x.dtype) if x.is_cuda else x @ y
+    """x @ y, by float64 where float32 products may be told to round their factors: on a GPU, and under autocast."""
+    rounded = x.is_cuda or torch.is_autocast_enabled(x.device.type)
+    return (x.double() @ y.double()).to(x.dtype) if rounded else x @ y
 
 
 def causal_convolution(u: Tensor, K: Tensor) -> Tensor:

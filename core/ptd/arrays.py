@@ -22,7 +22,6 @@ __all__ = [
     "from_pair",
     "from_planes",
     "imag",
-    "imaginary",
     "linear",
     "matmul",
     "namespace",
@@ -37,7 +36,8 @@ __all__ = [
 #: no other runtime (2.13). A namespace of a backend's own says so by an attribute complex_as_pairs.
 PAIRED = ("array_api_compat.torch",)
 
-#: The namespace of an array type, where a backend knows it better or sooner than array_api_compat.
+#: The namespace of an array type and of types derived from it, where a backend knows it better or sooner than
+#: array_api_compat.
 NAMESPACES: dict[type, Any] = {}
 
 
@@ -45,7 +45,8 @@ def namespace(*arrays: Array) -> Any:
     """The array-API namespace of arrays of one framework."""
     if isinstance(arrays[0], Pair):
         return arrays[0].__array_namespace__()
-    known = NAMESPACES.get(type(arrays[0]))
+    kind = type(arrays[0])
+    known = NAMESPACES.get(kind) or next((NAMESPACES[base] for base in kind.__mro__ if base in NAMESPACES), None)
     return array_namespace(*arrays) if known is None else known
 
 
@@ -62,11 +63,6 @@ def as_complex(re: Array, im: Array) -> Array:
         return Pair(re, im, xp)
     dtype = xp.result_type(re.dtype, xp.complex64)
     return xp.astype(re, dtype) + xp.astype(im, dtype) * 1j
-
-
-def imaginary(im: Array) -> Array:
-    """The complex array i im."""
-    return as_complex(namespace(im).zeros_like(im), im)
 
 
 def real(x: Array) -> Array:

@@ -5,12 +5,24 @@ Axes: kernels are (..., H, L), time last; signals are (..., L, H).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from .arrays import Array, arange, as_complex, eye, imaginary, matmul, namespace, product, real, scale, thin_product
+from .arrays import (
+    Array,
+    arange,
+    as_complex,
+    eye,
+    imag,
+    namespace,
+    product,
+    real,
+    scale,
+    thin_product,
+)
 from .discretization import inverse_of_small
-from .recurrence import LowRankTransition, dense_transition
+from .recurrence import LowRankTransition, dense_transition, transition_on_planes
 
 
 def vandermonde(weights: Array, Lambda_bar: Array, L: int) -> Array:
@@ -28,7 +40,14 @@ def vandermonde(weights: Array, Lambda_bar: Array, L: int) -> Array:
     >>> vandermonde(np.array([1 + 0j]), np.array([0.5 + 0j]), 3).tolist()
     [1.0, 0.5, 0.25]
     """
-    return real(namespace(weights).sum(weights[..., None] * powers(Lambda_bar, L), axis=-2))
+    # With l = j T + t the sum is a product of matrices, of w a^(jT) (L/T, N) and a^t (N, T): no a^l for all n and l.
+    near = powers(Lambda_bar, 1 << L.bit_length() // 2)
+    far = weights[..., None] * powers(near[..., -1] * Lambda_bar, -(-L // near.shape[-1]))
+    xp = namespace(real(far))
+    K = product(
+        xp.matrix_transpose(xp.concat([real(far), -imag(far)], axis=-2)), xp.concat([real(near), imag(near)], axis=-2)
+    )
+    return xp.reshape(K, (*K.shape[:-2], K.shape[-2] * K.shape[-1]))[..., :L]
 
 
 def powers(Lambda_bar: Array, L: int) -> Array:
@@ -40,10 +59,51 @@ def powers(Lambda_bar: Array, L: int) -> Array:
     return block[..., :L]
 
 
+def sums_over_poles(coefficients: Array, poles: Array, circle: Array, pairs: bool) -> Array:
+    """Y = i s A - c B with pairs, else A + i B, where A = sum_n alpha_n/D_n and B = sum_n beta_n/D_n.
+
+    D is (c^2 |z|^2 - 4 s^2 - 4i s c Re z)/|z| with pairs, else 2i s - c z.
+
+    Args:
+        coefficients: real (2, Q, H, N), alpha and beta.
+        poles: real (2, H, N), |z| and 4 Re z/|z| with pairs, else Re z and Im z.
+        circle: real (2, F), s and c.
+        pairs: whether each pole stands for itself and its conjugate.
+
+    Returns:
+        Y as real planes (2, Q, H, F).
+    """
+    xp, (_, Q, H, N), (s, c) = namespace(poles), coefficients.shape, (circle[0, :], circle[1, :])
+    first, second = poles[0, ..., None], poles[1, ..., None]
+    if pairs:
+        re, im = c * c * first - 4.0 * s * s / first, -(s * c) * second
+    else:
+        re, im = -c * first, 2.0 * s - c * second
+    size = re * re + im * im
+    # One product of matrices for all sums: the inverses of D are made once.
+    rows = xp.reshape(xp.permute_dims(coefficients, (2, 0, 1, 3)), (H, 2 * Q, N))
+    sums = product(rows, xp.concat([re / size, -im / size], axis=-1))
+    sums = xp.permute_dims(xp.reshape(sums, (H, 2, Q, 2, s.shape[0])), (1, 3, 2, 0, 4))
+    (A_re, A_im), (B_re, B_im) = ((sums[i, 0, ...], sums[i, 1, ...]) for i in range(2))
+    if pairs:
+        return xp.stack([-s * A_im - c * B_re, s * A_re - c * B_im], axis=0)
+    return xp.stack([A_re - B_im, A_im + B_re], axis=0)
+
+
 def resolvent_sums(
-    numerators: Sequence[Array], Lambda: Array, step: Array, sine: Array, cosine: Array, conj_sym: bool
+    numerators: Sequence[Array],
+    Lambda: Array,
+    step: Array,
+    sine: Array,
+    cosine: Array,
+    conj_sym: bool,
+    *,
+    sums: Callable[..., Array] = sums_over_poles,
 ) -> list[Array]:
     """sum_n v_n S_n(h) with S_n = step/(2i sin h - step cos h Lambda_n) for each v: the Cauchy sums of S4 thm 3.
+
+    With conj_sym a pole z = step Lambda and its conjugate have one denominator, divided by |z| so that slow poles stay
+    in range: v/(2is - cz) + v^*/(2is - cz^*) = (4is Re v - 2c Re(v z^*))/((2is - cz)(2is - cz^*)).
 
     Args:
         numerators: complex (..., N) or (..., H, N) each.
@@ -52,6 +112,7 @@ def resolvent_sums(
         sine: sin h, real (F,).
         cosine: cos h, real (F,).
         conj_sym: the N entries are one of each conjugate pair, and sums run over both halves.
+        sums: sums_over_poles, or a backend's own form of it.
 
     Returns:
         For each v its sums, complex (..., H, F).
@@ -61,13 +122,32 @@ def resolvent_sums(
     >>> resolvent_sums([one + 0j], -one + 0j, step, np.array([0.0]), np.array([1.0]), False)[0].tolist()
     [[(1+0j)]]
     """
-    xp, step = namespace(Lambda), step[..., None]
-    halves = ((Lambda, lambda v: v), (xp.conj(Lambda), xp.conj))[: 2 if conj_sym else 1]
-    S = [scale(1.0 / (imaginary(2.0 * sine) - scale(at[..., None], step * cosine)), step) for at, _ in halves]
-    over = [
-        [xp.sum(half(v)[..., None] * s, axis=-2) for s, (_, half) in zip(S, halves, strict=True)] for v in numerators
+    xp, z = namespace(step), scale(Lambda, step)
+    H, N = z.shape
+    leading = [v.shape[:-2] for v in numerators]
+    counts = [math.prod(axes) for axes in leading]
+    re, im = (
+        step * xp.concat([_rows(part(v), count, H, N) for v, count in zip(numerators, counts, strict=True)], axis=0)
+        for part in (real, imag)
+    )
+    x, y = real(z), imag(z)
+    poles, coefficients = (x, y), (re, im)
+    if conj_sym:
+        size = xp.sqrt(x * x + y * y)
+        poles, coefficients = (size, 4.0 * x / size), (4.0 * re / size, 2.0 * (re * x + im * y) / size)
+    Y = sums(*(xp.stack(parts, axis=0) for parts in (coefficients, poles, (sine, cosine))), conj_sym)
+    ends, shape = itertools.accumulate(counts), (H, sine.shape[0])
+    found = [Y[:, end - count : end, ...] for end, count in zip(ends, counts, strict=True)]
+    return [
+        as_complex(xp.reshape(part[0, ...], (*axes, *shape)), xp.reshape(part[1, ...], (*axes, *shape)))
+        for part, axes in zip(found, leading, strict=True)
     ]
-    return [sums[0] + sums[1] if conj_sym else sums[0] for sums in over]
+
+
+def _rows(x: Array, count: int, H: int, N: int) -> Array:
+    """Real (..., N) or (..., H, N) as (count, H, N)."""
+    xp = namespace(x)
+    return xp.reshape(xp.broadcast_to(x, (*x.shape[:-2], H, N)), (count, H, N))
 
 
 def cauchy(
@@ -102,9 +182,7 @@ def cauchy(
     """
     xp = namespace(Lambda)
     conj_sym = transition.conj_sym
-    powered = matrix_power(dense_transition(transition), L)
-    row = xp.concat([C, xp.conj(C)], axis=-1) if conj_sym else C
-    C_tilde = (row - matmul(row[..., None, :], powered)[..., 0, :])[..., : C.shape[-1]]
+    C_tilde = C - _after(transition, C, L)
 
     # With conj_sym the sum over all modes is real, so half of the frequencies tell the rest.
     h = arange(L // 2 + 1 if conj_sym else L, like=step) * (math.pi / L)
@@ -122,6 +200,17 @@ def cauchy(
     through = thin_product(thin_product(to_C, W), from_B)
     K_hat = as_complex(cosine, sine) * (found[-1] - scale(through[..., 0, 0], cosine))
     return xp.fft.irfft(K_hat, n=L, axis=-1) if conj_sym else real(xp.fft.ifft(K_hat, axis=-1))
+
+
+def _after(transition: LowRankTransition, C: Array, L: int) -> Array:
+    """C A_bar^L, (H, N): with conj_sym that of C's row over both halves, as the first half of a row."""
+    if not transition.conj_sym:
+        return product(C[..., None, :], matrix_power(dense_transition(transition), L))[..., 0, :]
+    xp = namespace(real(C))
+    row = xp.concat([real(C), -imag(C)], axis=-1)  # C x + C^* x^* = 2 row (Re x, Im x)
+    row = product(row[..., None, :], matrix_power(transition_on_planes(transition), L))[..., 0, :]
+    N = C.shape[-1]
+    return as_complex(row[..., :N], -row[..., N:])
 
 
 def matrix_power(A: Array, L: int) -> Array:

@@ -5,7 +5,7 @@ Axes: x and drive are (..., L, *modes); time-invariant coefficients are (*modes)
 
 from __future__ import annotations
 
-from .arrays import Array, eye, namespace, real, scale, thin_product
+from .arrays import Array, eye, imag, namespace, real, scale, thin_product
 
 
 def scan(Lambda_bar: Array, drive: Array, state: Array | None = None, resets: Array | None = None) -> Array:
@@ -104,3 +104,16 @@ def dense_transition(transition: LowRankTransition) -> Array:
         )
     on_diagonal = scale(diagonal[..., None, :], eye(diagonal.shape[-1], like=real(diagonal)))
     return on_diagonal - thin_product(left, xp.conj(xp.matrix_transpose(right)))
+
+
+def transition_on_planes(transition: LowRankTransition) -> Array:
+    """The real matrix (H, 2N, 2N) of a time-invariant transition with conj_sym, on (Re x, Im x).
+
+    Its powers cost a quarter of those of dense_transition, which is similar to it.
+    """
+    xp, re, im = namespace(real(transition.diagonal)), real(transition.diagonal), imag(transition.diagonal)
+    one = eye(re.shape[-1], like=re)
+    re, im = re[..., None] * one, im[..., None] * one
+    turned = xp.concat([xp.concat([re, -im], axis=-1), xp.concat([im, re], axis=-1)], axis=-2)
+    left, right = (xp.concat([real(x), imag(x)], axis=-2) for x in (transition.left, transition.right))
+    return turned - 2.0 * thin_product(left, xp.matrix_transpose(right))
