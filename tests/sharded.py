@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose
 
 import ptd
-from ptd_jax import JaxBackend, backend, kernels, pallas_gpu, sharding
+from ptd_jax import JaxBackend, backend, kernels, pallas_gpu, sharding, speed
 from ptd_jax.training import CHUNK
 
 L = 32
@@ -157,6 +158,16 @@ def learner_is_data_parallel() -> None:
     assert moved_whole(many._programs.run.lower(*arguments).compile()) == set()
 
 
+def two_devices_are_measured() -> None:
+    """On sizes that say nothing about speed."""
+    speed.BUDGET = 0.0
+    small = dataclasses.replace(speed.TRAINING_STEPS["Text"], batch=2, length=16, layers=1, H=4, P=4, blocks=1)
+    row, sequence = speed.two_devices(backend, rows={"Text": small}, steps=1, layer=ptd.S5(2, 4), L=L)
+    assert row.label == "Text 2 x 16, data parallel on two devices, float32, TF32 products"
+    assert row.ratio == row.other / row.seconds
+    assert sequence.label == f"one sequence of {L} across two devices, forward + backward, recurrence loop"
+
+
 if __name__ == "__main__":
     with jax.enable_x64(True):
         gradients_equal(ptd.S5(3, 4, bidirectional=True), None)
@@ -168,4 +179,5 @@ if __name__ == "__main__":
     kernels_run_where_their_rows_lie(ptd.S5(3, 4, bidirectional=True), 1)
     kernels_run_where_their_rows_lie(ptd.S4D(3, 4), 4)
     learner_is_data_parallel()
+    two_devices_are_measured()
     print("equal")

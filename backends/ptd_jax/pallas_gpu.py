@@ -171,10 +171,8 @@ def _backward(backwards: bool, interpret: bool, kept: tuple, cotangents: tuple) 
     a, states = kept
     adjoint, g_start = _entering(_conj(a), *cotangents, not backwards, interpret)
     x, y = (from_planes(v.astype(a.dtype)) for v in (states, adjoint))
-    product = jnp.sum(jnp.conj(x) * y, axis=(1, 3))
-    if a.shape[1] == 1:
-        product = jnp.sum(product, axis=1, keepdims=True)
-    return as_planes(product), adjoint, g_start
+    over = (1, 3) if a.shape[1] > 1 else (1, 2, 3)
+    return as_planes(jnp.sum(jnp.conj(x) * y, axis=over).reshape(*a.shape[:2], a.shape[-1])), adjoint, g_start
 
 
 _entering.defvjp(_forward, _backward)
