@@ -16,6 +16,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import ptd
+from ptd.arrays import as_complex
 from ptd_torch import backend
 from ptd_torch.modules import param_groups
 from ptd_torch.scan import scan
@@ -323,3 +324,12 @@ def test_two_processes_equal_one(tmp_path):
     command = [sys.executable, script, tmp_path / "meeting-point"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr[-2000:]
+
+
+def test_kernels_of_the_convolution_form_keep_their_digits_under_autocast():
+    w, a = (as_complex(torch.randn(2, 3), torch.randn(2, 3) / 3) for _ in range(2))
+    expected = backend.kernels.vandermonde(w, a, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = backend.kernels.vandermonde(w, a, 20)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
