@@ -114,3 +114,14 @@ def test_functions_of_pairs_are_those_of_complex_numbers():
     assert_allclose(product.re + 1j * product.im, x[0] @ x[0].T, rtol=1e-14)
     assert_allclose(names.fft.irfft(pair, n=6), np.fft.irfft(x, n=6), rtol=1e-14, atol=1e-15)
     assert pair.dtype == np.complex128
+
+
+@pytest.mark.parametrize("T", [1, 2, 5, 8, 13])
+def test_orbits_are_powers_one_by_one(T):
+    rng = np.random.default_rng(T)
+    A, row, columns = 0.5 * rng.standard_normal((2, 3, 3)), rng.standard_normal((2, 3)), rng.standard_normal((2, 3, 2))
+    rows, moved, whole = chunks.orbits(A, row, columns, T)
+    powers = [np.linalg.matrix_power(A, t) for t in range(T + 1)]
+    assert_allclose(rows, np.stack([np.einsum("hi,hij->hj", row, power) for power in powers[:-1]], axis=1))
+    assert_allclose(moved, np.stack([np.moveaxis(power @ columns, 2, 1) for power in powers[1:]], axis=-1))
+    assert_allclose(whole, powers[-1])

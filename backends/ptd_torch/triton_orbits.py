@@ -1,10 +1,9 @@
 """Powers of S4's transitions over a chunk as Triton kernels. Imported only where Triton is.
 
 A program owns one feature and one orbit: of the row under A, or of one column under A, which is that of a row under the
-transpose. All T rows of an orbit start as one, and for each bit k those rows whose t has it are multiplied by A^(2^k):
-powers commute, so any order will do, and every product has whole tiles. Each program squares A for itself, in place of
-waiting for another. The gradient's programs keep what they have of it in memory between bits: from there products take
-slices of their inner axis, where whole factors do not fit in registers.
+transpose. As core does it, the first 2^k rows of an orbit times A^(2^k) are the next 2^k. Each program squares A for
+itself, in place of waiting for another. What it has of rows, of the power or of a gradient is in memory between
+products, which read slices of their inner axis from there: whole factors do not fit in registers.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from torch import Tensor
 EXACT = True
 #: How products in float32 round, whatever the caller allows elsewhere.
 PRECISION = "tf32x3"
-#: Warps, and how much of the inner axis a product takes at once, forward and backward.
-WARPS, SLICES = (4, 4), (16, 32)
+#: Warps, and how much of the inner axis a product takes at once, forward and backward; rows of an orbit at once.
+WARPS, SLICES, ROWS = (4, 4), (32, 32), 16
 
 
 @triton.jit
-def _tile(base, i, j, i_stride: tl.constexpr, j_stride: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr):
+def _tile(base, i, j, i_stride: tl.constexpr, j_stride: tl.constexpr, rows, columns):
     """The (i, j) entries of a matrix, zero outside of rows x columns."""
     at = base + (i[:, None] * i_stride + j[None, :] * j_stride)
     return tl.load(at, mask=(i < rows)[:, None] & (j < columns)[None, :], other=0.0)
@@ -31,7 +30,7 @@ def _tile(base, i, j, i_stride: tl.constexpr, j_stride: tl.constexpr, rows: tl.c
 
 @triton.jit
 def _product(
-    a, b, total, i, j, s, rows: tl.constexpr, n: tl.constexpr,
+    a, b, total, i, j, s, rows, n: tl.constexpr,
     a_i: tl.constexpr, a_k: tl.constexpr, b_k: tl.constexpr, b_j: tl.constexpr, N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -45,7 +44,7 @@ def _product(
 @triton.jit
 def _forward(
     A, row, columns, rows, out, powers, power, x,
-    n: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr, N: tl.constexpr,
+    n: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr,
     SLICE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The orbits of one feature; that of the row also keeps A^(2^k) for k = 0 ... BITS.
@@ -59,38 +58,44 @@ def _forward(
     if tl.program_id(1) == 0:
         start = tl.load(row + h * n + i, mask=i < n, other=0.0).to(x.dtype.element_ty)
         rows, powers = rows + h * T * n, powers + h * (BITS + 1) * n * n
-        _orbit(A, start, rows, powers, power, x, n, 1, n, 1, n, T, BITS, TILE, N, SLICE, PRECISION)
+        _orbit(A, start, rows, powers, power, x, n, 1, n, 1, n, T, BITS, N, ROWS, SLICE, PRECISION)
     else:
         d = tl.program_id(1) - 1
         column = tl.load(columns + (h * n + i) * D + d, mask=i < n, other=0.0).to(x.dtype.element_ty)
         start = tl.sum(column[None, :] * _tile(A, i, i, n, 1, n, n), 1)
         out += (h * D + d) * n * T
-        _orbit(A, start, out, None, power, x, 1, n, 1, T, n, T, BITS, TILE, N, SLICE, PRECISION)
+        _orbit(A, start, out, None, power, x, 1, n, 1, T, n, T, BITS, N, ROWS, SLICE, PRECISION)
 
 
 @triton.jit
 def _orbit(
     A, start, result, powers, power, x,
     down: tl.constexpr, right: tl.constexpr, t_stride: tl.constexpr, i_stride: tl.constexpr,
-    n: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr, N: tl.constexpr,
+    n: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr,
     SLICE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """start A^t for t = 0 ... T-1, where A's entries lie as down and right say."""
     dtype = x.dtype.element_ty
-    i, t, s = tl.arange(0, N), tl.arange(0, TILE), tl.arange(0, SLICE)
-    live, inside = (t < T)[:, None] & (i < n)[None, :], (i < n)[:, None] & (i < n)[None, :]
-    square_at, x_at = i[:, None] * n + i[None, :], t[:, None] * n + i[None, :]
+    i, s, r = tl.arange(0, N), tl.arange(0, SLICE), tl.arange(0, ROWS)
+    inside, live = (i < n)[:, None] & (i < n)[None, :], (i < n)[None, :]
+    square_at = i[:, None] * n + i[None, :]
     first = _tile(A, i, i, down, right, n, n)
     tl.store(power + square_at, first.to(dtype), mask=inside)
     if powers is not None:
         tl.store(powers + square_at, first, mask=inside)
-    tl.store(x + x_at, tl.zeros((TILE, N), dtype) + start.to(dtype)[None, :], mask=live)
+    tl.store(x + i, start.to(dtype), mask=i < n)
+    tl.store(result + i * i_stride, start.to(tl.float32), mask=i < n)
     tl.debug_barrier()
     for k in range(BITS):
-        moved = tl.zeros((TILE, N), dtype)
-        moved = _product(x, power, moved, t, i, s, T, n, n, 1, n, 1, N, PRECISION)
-        tl.debug_barrier()
-        tl.store(x + x_at, moved, mask=live & ((t >> k) % 2 == 1)[:, None])
+        half = 1 << k
+        for t0 in range(0, half, ROWS):
+            t = t0 + r
+            moved = tl.zeros((ROWS, N), dtype)
+            moved = _product(x, power, moved, t, i, s, half, n, n, 1, n, 1, N, PRECISION)
+            t += half
+            seen = live & (t < 2 * half)[:, None]
+            tl.store(x + t[:, None] * n + i[None, :], moved, mask=seen)
+            tl.store(result + t[:, None] * t_stride + i[None, :] * i_stride, moved.to(tl.float32), mask=seen)
         square = tl.zeros((N, N), dtype)
         square = _product(power, power, square, i, i, s, n, n, n, 1, n, 1, N, PRECISION)
         tl.debug_barrier()
@@ -98,14 +103,12 @@ def _orbit(
         if powers is not None:
             tl.store(powers + (k + 1) * n * n + square_at, square.to(tl.float32), mask=inside)
         tl.debug_barrier()
-    at = result + t[:, None] * t_stride + i[None, :] * i_stride
-    tl.store(at, _tile(x, t, i, n, 1, T, n).to(tl.float32), mask=live)
 
 
 @triton.jit
 def _backward(
     powers, columns, rows, out, grad_rows, grad_out, grad_whole, grad_A, grad_row, grad_columns, g,
-    n: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr, N: tl.constexpr,
+    n: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr,
     SLICE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients through the orbits of one feature; grad_A is (H, 1 + D, n, n), whose sum over orbits is A's.
@@ -121,14 +124,14 @@ def _backward(
     if tl.program_id(1) == 0:
         rows, grad_rows, grad_whole = rows + h * T * n, grad_rows + h * T * n, grad_whole + h * n * n
         tl.store(grad_A + i[:, None] * n + i[None, :], _tile(grad_whole, i, i, n, 1, n, n), mask=inside)
-        start = _orbit_adjoint(powers, rows, grad_rows, grad_A, g, n, 1, n, 1, n, T, BITS, TILE, N, SLICE, PRECISION)
+        start = _orbit_adjoint(powers, rows, grad_rows, grad_A, g, n, 1, n, 1, n, T, BITS, N, ROWS, SLICE, PRECISION)
         tl.store(grad_row + h * n + i, start, mask=i < n)
     else:
         d = tl.program_id(1) - 1
         grad_at = grad_A + i[:, None] + i[None, :] * n
         out, grad_out = out + (h * D + d) * n * T, grad_out + (h * D + d) * n * T
         tl.store(grad_at, tl.zeros((N, N), tl.float32), mask=inside)
-        start = _orbit_adjoint(powers, out, grad_out, grad_A, g, 1, n, 1, T, n, T, BITS, TILE, N, SLICE, PRECISION)
+        start = _orbit_adjoint(powers, out, grad_out, grad_A, g, 1, n, 1, T, n, T, BITS, N, ROWS, SLICE, PRECISION)
         column = tl.load(columns + (h * n + i) * D + d, mask=i < n, other=0.0)
         tl.store(grad_at, tl.load(grad_at, mask=inside) + column[:, None] * start[None, :], mask=inside)
         start = tl.sum(start[None, :] * _tile(powers, i, i, 1, n, n, n), 1)
@@ -139,43 +142,45 @@ def _backward(
 def _orbit_adjoint(
     powers, x, grad_x, grad, g,
     down: tl.constexpr, right: tl.constexpr, t_stride: tl.constexpr, i_stride: tl.constexpr,
-    n: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr, N: tl.constexpr,
+    n: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr,
     SLICE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of _orbit by start; grad holds that by A^T, and at the end that by A, with A's strides.
 
-    From the last bit to the first: x before bit k is the orbit at t mod 2^k.
+    From the last doubling to the first; x and grad_x are those of the orbit.
     """
-    i, t, s = tl.arange(0, N), tl.arange(0, TILE), tl.arange(0, SLICE)
-    live, inside = (t < T)[:, None] & (i < n)[None, :], (i < n)[:, None] & (i < n)[None, :]
-    tl.store(g + t[:, None] * n + i[None, :], _tile(grad_x, t, i, t_stride, i_stride, T, n), mask=live)
+    i, s, r = tl.arange(0, N), tl.arange(0, SLICE), tl.arange(0, ROWS)
+    inside, live = (i < n)[:, None] & (i < n)[None, :], (i < n)[None, :]
+    for t0 in range(0, T, ROWS):
+        t = t0 + r
+        at = g + t[:, None] * n + i[None, :]
+        tl.store(at, _tile(grad_x, t, i, t_stride, i_stride, T, n), mask=live & (t < T)[:, None])
     tl.debug_barrier()
     for k in range(BITS - 1, -1, -1):
-        power = powers + k * n * n
+        half = 1 << k
+        power, later = powers + k * n * n, g + half * n
         total = tl.zeros((N, N), tl.float32)
         total = _product(grad, power, total, i, i, s, n, n, down, right, right, down, N, PRECISION)
         total = _product(power, grad, total, i, i, s, n, n, right, down, down, right, N, PRECISION)
-        for j in range(0, TILE, SLICE):
-            at = j + s
-            has = (at < T) & ((at >> k) % 2 == 1)
-            before = x + (i[:, None] * i_stride + (at % (1 << k))[None, :] * t_stride)
-            before = tl.load(before, mask=has[None, :] & (i < n)[:, None], other=0.0)
-            gained = tl.load(g + (at[:, None] * n + i[None, :]), mask=has[:, None] & (i < n)[None, :], other=0.0)
+        for t0 in range(0, half, ROWS):
+            t = t0 + r
+            before, gained = _tile(x, i, t, i_stride, t_stride, n, half), _tile(later, t, i, n, 1, half, n)
             total = tl.dot(before, gained, total, PRECISION)
         tl.debug_barrier()
         tl.store(grad + i[:, None] * down + i[None, :] * right, total, mask=inside)
-        moved = tl.zeros((TILE, N), tl.float32)
-        moved = _product(g, power, moved, t, i, s, T, n, n, 1, right, down, N, PRECISION)
+        for t0 in range(0, half, ROWS):
+            t = t0 + r
+            moved = _tile(g, t, i, n, 1, half, n)
+            moved = _product(later, power, moved, t, i, s, half, n, n, 1, right, down, N, PRECISION)
+            tl.store(g + t[:, None] * n + i[None, :], moved, mask=live & (t < half)[:, None])
         tl.debug_barrier()
-        tl.store(g + t[:, None] * n + i[None, :], moved, mask=live & ((t >> k) % 2 == 1)[:, None])
-        tl.debug_barrier()
-    return tl.sum(_tile(g, t, i, n, 1, T, n), 0)
+    return tl.load(g + i, mask=i < n, other=0.0)
 
 
 def _options(n: int, T: int, backward: bool) -> dict:
-    N, TILE = max(16, triton.next_power_of_2(n)), max(16, T)
+    N = max(16, triton.next_power_of_2(n))
     return {
-        "n": n, "T": T, "BITS": T.bit_length() - 1, "TILE": TILE, "N": N, "SLICE": min(SLICES[backward], N, TILE),
+        "n": n, "T": T, "BITS": T.bit_length() - 1, "N": N, "ROWS": ROWS, "SLICE": min(SLICES[backward], N),
         "PRECISION": PRECISION if backward or not EXACT else "ieee",
         "num_warps": WARPS[backward] * (2 if N == 128 else 1), "num_stages": 1,
     }  # fmt: skip
