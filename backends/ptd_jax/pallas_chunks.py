@@ -24,9 +24,9 @@ from ptd.chunks import ChunkSystem
 
 from .recurrences import tree
 
-#: Warps of a program by its rows (sequences), and how many chunks ahead it loads. By the compiler for an H200, 32 modes:
-#: 60 to 112 KiB of shared memory; instructions to 64 rows and a chunk, 16 and 64 rows at a time: TF32 6400, 4600; three
-#: products in its place 13100, 13200, and 64 then leave room for one program only.
+#: Warps of a program by its rows (sequences), and how many chunks ahead it loads. By the compiler for an H200, with 32
+#: modes: 60 to 115 KiB of shared memory; instructions to 64 rows and a chunk by 16 and by 64 rows: TF32 6400, 4600;
+#: three products in its place 13100, 13200, and 64 rows then leave room for one program.
 WARPS, STAGES = {16: 4, 64: 8}, 3
 #: Programs that keep the device busy; with fewer, time is cut into segments of at least SHORTEST_SEGMENT chunks.
 ENOUGH_PROGRAMS, SHORTEST_SEGMENT = 256, 8
@@ -231,8 +231,8 @@ def _launch(
 
 def _rows(N: int, precision: lax.DotAlgorithmPreset | None) -> int:
     """The rows of a program for N sequences; see WARPS."""
-    exact = precision is lax.DotAlgorithmPreset.TF32_TF32_F32_X3
-    return min(WARPS) if exact or 2 * N <= max(WARPS) else max(WARPS)
+    few, many, exact = min(WARPS), max(WARPS), precision is lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+    return few if exact or many >= 2 * N else many
 
 
 def _precision(dtype: Any, interpret: bool) -> lax.DotAlgorithmPreset | None:
