@@ -65,7 +65,7 @@ def close(found, expected) -> None:
 
 @pytest.mark.parametrize(
     ("D", "batch", "L", "from_rest"),
-    [(1, (), 37, False), (2, (2, 1), 64, False), (2, (17,), 19, True)],
+    [(1, (), 37, False), (2, (2, 1), 64, False), (2, (18,), 19, True)],
     ids=[
         "one way, a rest of a chunk",
         "both ways, batch axes, segments",
@@ -119,6 +119,12 @@ def test_it_belongs_to_the_recurrence_of_first_gradients_and_is_forced_with_it()
     assert gpu.training.kernels.per_feature_chunks is pallas_chunks.per_feature_chunks
     assert gpu.kernels.per_feature_chunks is None
     assert JaxBackend("gpu", "tree").training.kernels.per_feature_chunks is None
+
+
+def test_programs_take_few_rows_where_many_would_be_empty_or_crowd_out_others():
+    fast, exact = lax.DotAlgorithmPreset.TF32_TF32_F32, lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+    assert [pallas_chunks._rows(N, fast) for N in (1, 32, 33, 500)] == [16, 16, 64, 64]
+    assert pallas_chunks._rows(500, exact) == 16
 
 
 @pytest.mark.parametrize("setting", ["highest", "tensorfloat32"])

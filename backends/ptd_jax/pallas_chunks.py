@@ -24,7 +24,9 @@ from ptd.chunks import ChunkSystem
 
 from .recurrences import tree
 
-#: Warps of a program by its rows (sequences), and how many chunks ahead it loads.
+#: Warps of a program by its rows (sequences), and how many chunks ahead it loads. By the compiler for an H200, with 32
+#: modes: 60 to 115 KiB of shared memory; instructions to 64 rows and a chunk by 16 and by 64 rows: TF32 6400, 4600;
+#: three products in its place 13100, 13200, and 64 rows then leave room for one program.
 WARPS, STAGES = {16: 4, 64: 8}, 3
 #: Programs that keep the device busy; with fewer, time is cut into segments of at least SHORTEST_SEGMENT chunks.
 ENOUGH_PROGRAMS, SHORTEST_SEGMENT = 256, 8
@@ -59,19 +61,23 @@ def per_feature_chunks(
     *batch, L, H = u.shape
     (_, T, width), M, R = system.into.shape, system.decay.shape[-1], math.prod(batch)
     D, n, lanes = width // (2 * M), -(-L // T), max(SMALLEST, pl.next_power_of_2(M)) - M
-    planes = (
-        as_planes(system.decay),
-        system.into.reshape(H, T, D, 2, M).astype(u.dtype),
-        jnp.swapaxes(system.out.reshape(H, D, 2, M, T), -1, -2).astype(u.dtype),
-        jnp.zeros((H, R, D, 2, M), system.decay.real.dtype),
-    )
+
+    def widened(x: Array, axis: int = -1) -> Array:
+        """x with no-ops as further modes, since tiles have powers of two."""
+        rest = x.ndim + axis
+        return jnp.pad(x, [(0, lanes if i == rest else 0) for i in range(x.ndim)])
+
+    start = jnp.zeros((H, R, D, 2, M), system.decay.real.dtype)
     if state is not None:
-        state = jnp.broadcast_to(state, (H, *batch, 2, M)).reshape(H, R, 2, M)
-        planes = (*planes[:3], planes[3].at[:, :, 0].set(state))
-    decay, into, out, start = (jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, lanes),)) for x in planes)
-    matrices = Matrices(decay, into, jnp.swapaxes(out, -1, -2), system.direct.astype(u.dtype))
+        start = start.at[:, :, 0].set(jnp.broadcast_to(state, (H, *batch, 2, M)).reshape(H, R, 2, M))
+    matrices = Matrices(
+        widened(as_planes(system.decay)),
+        widened(system.into.reshape(H, T, D, 2, M)).astype(u.dtype),
+        widened(system.out.reshape(H, D, 2, M, T), axis=-2).astype(u.dtype),
+        system.direct.astype(u.dtype),
+    )
     v = jnp.pad(u.reshape(R, L, H), ((0, 0), (0, n * T - L), (0, 0)))
-    y, final = _chunks(jnp.transpose(v, (2, 0, 1)).reshape(H, R, n, T), matrices, start, interpret)
+    y, final = _chunks(jnp.transpose(v, (2, 0, 1)).reshape(H, R, n, T), matrices, widened(start), interpret)
     y = jnp.transpose(y.reshape(H, R, n * T), (1, 2, 0))[:, :L]
     return y.reshape(u.shape), final[..., :M].reshape(H, *batch, D, 2, M)
 
@@ -200,7 +206,8 @@ def _launch(
 ) -> list[Array]:
     """[parts of y (D, H, N, n, T),] final states [, those that enter chunks [, parts of the gradient of decay]]."""
     H, N, n, _ = v.shape
-    tail, rows = start.shape[2:], _rows(N)
+    tail, precision = start.shape[2:], _precision(v.dtype, interpret)
+    rows = _rows(N, precision)
     tiles = pl.cdiv(N, rows)
     shapes = [] if ends_only else [jax.ShapeDtypeStruct((tail[0], *v.shape), v.dtype)]
     shapes += [jax.ShapeDtypeStruct(start.shape, start.dtype)]
@@ -213,7 +220,7 @@ def _launch(
         mirrored=mirrored,
         ends_only=ends_only,
         keep=keep,
-        precision=_precision(v.dtype, interpret),
+        precision=precision,
         slopes=against is not None,
     )
     options = {} if interpret else {"compiler_params": triton.CompilerParams(num_warps=WARPS[rows], num_stages=STAGES)}
@@ -222,9 +229,10 @@ def _launch(
     )
 
 
-def _rows(N: int) -> int:
-    """The rows of a program: as few as hold N sequences, so that programs are many, or the most there can be."""
-    return min((rows for rows in WARPS if rows >= N), default=max(WARPS))
+def _rows(N: int, precision: lax.DotAlgorithmPreset | None) -> int:
+    """The rows of a program for N sequences; see WARPS."""
+    few, many, exact = min(WARPS), max(WARPS), precision is lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+    return few if exact or many >= 2 * N else many
 
 
 def _precision(dtype: Any, interpret: bool) -> lax.DotAlgorithmPreset | None:
