@@ -73,7 +73,10 @@ def _walk(
         out_h = out + h * T * width + d * 2 * M * o_mode
         O_re = _tile(out_h, k, t, o_mode, o_time, M, T)
         O_im = _tile(out_h + M * o_mode, k, t, o_mode, o_time, M, T)
-        W = _tile(direct + h * T * T, t, t, w_in, w_out, T, tl.where(d == 0, T, 0))
+        W = _tile(direct + h * T * T, t, t, w_in, w_out, T, T)
+        if DIRECTIONS == 2:  # each walk adds what its own past has part in; the present counts as direction 0's
+            later = (t[None, :] > t[:, None]) != backwards
+            W = tl.where(later & (t[None, :] != t[:, None]) | (d == 0) & (t[None, :] == t[:, None]), W, 0.0)
     states = ((h * DIRECTIONS + d).to(tl.int64) * N + (row % R) * (N // R) + row // R) * 2 * M
     seen = live[:, None] & (k < M)[None, :]
     if HAS_X0:
@@ -94,9 +97,7 @@ def _walk(
             here = x_at + c * 2 * M
             tl.store(here, x_re, mask=seen)
             tl.store(here + M, x_im, mask=seen)
-            z = tl.zeros((ROWS, T), tl.float32)
-            if d == 0:  # within a chunk all directions are one product
-                z = dot(v, W, z, PRECISION)
+            z = dot(v, W, tl.zeros((ROWS, T), tl.float32), PRECISION)
             z = dot(x_re.to(dtype), O_re, z, PRECISION)
             z = dot(x_im.to(dtype), O_im, z, PRECISION)
             tl.store(y_at + c * T, z.to(dtype), mask=live[:, None])
