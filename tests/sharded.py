@@ -12,15 +12,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose
 
 import ptd
-from ptd_jax import JaxBackend, backend, kernels, pallas_gpu, sharding, speed
+from ptd_jax import JaxBackend, backend, kernels, pallas_chunks, pallas_gpu, sharding, speed
 from ptd_jax.training import CHUNK
 
 L = 32
 
 # The GPU kernels' meaning, on any device.
-INTERPRETED = [functools.partial(f, interpret=True) for f in (pallas_gpu.carries, pallas_gpu.scan, pallas_gpu.both)]
+INTERPRETED = [
+    functools.partial(f, interpret=True)
+    for f in (pallas_gpu.carries, pallas_gpu.scan, pallas_gpu.both, pallas_chunks.per_feature_chunks)
+]
 kernels.RECURRENCES["interpreted"] = lambda: kernels.Recurrence(*INTERPRETED)
 pallas_gpu.UNROLL = 1  # shorter programs: what is unrolled is tested elsewhere
+pallas_chunks.SHORTEST_SEGMENT = 1
 
 
 @functools.cache
@@ -178,6 +182,7 @@ if __name__ == "__main__":
         states_may_enter_kernels_across_devices()
     kernels_run_where_their_rows_lie(ptd.S5(3, 4, bidirectional=True), 1)
     kernels_run_where_their_rows_lie(ptd.S4D(3, 4), 4)
+    kernels_run_where_their_rows_lie(ptd.S4D(3, 4, bidirectional=True), 16)
     learner_is_data_parallel()
     two_devices_are_measured()
     print("equal")
