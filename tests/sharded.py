@@ -163,12 +163,18 @@ def learner_is_data_parallel() -> None:
 
 
 def two_devices_are_measured() -> None:
-    """On sizes that say nothing about speed."""
-    speed.BUDGET = 0.0
+    """On sizes that say nothing about speed; a step on one device is taken to last a second a sequence."""
+    speed.BUDGET, measured = 0.0, speed._training_step
+    speed._training_step = lambda backend, row, steps, mesh=None: (
+        measured(backend, row, steps, mesh=mesh) if mesh else (float(row.batch), 0.0, 0)
+    )
     small = dataclasses.replace(speed.TRAINING_STEPS["Text"], batch=2, length=16, layers=1, H=4, P=4, blocks=1)
-    row, sequence = speed.two_devices(backend, rows={"Text": small}, steps=1, layer=ptd.S5(2, 4), L=L)
-    assert row.label == "Text 2 x 16, data parallel on two devices, float32, TF32 products"
-    assert row.ratio == row.other / row.seconds
+    split, kept, sequence = speed.two_devices(backend, rows={"Text": small}, steps=1, layer=ptd.S5(2, 4), L=L)
+    assert split.label == "Text 2 x 16, data parallel on two devices, float32, TF32 products"
+    assert kept.label == "Text 4 x 16, data parallel on two devices, batch of a device kept, float32, TF32 products"
+    assert (split.other, kept.other) == (2.0, 4.0)
+    assert "half the batch on one device takes 1000.00 ms" in split.note
+    assert split.gibibytes < kept.gibibytes
     assert sequence.label == f"one sequence of {L} across two devices, forward + backward, recurrence loop"
 
 

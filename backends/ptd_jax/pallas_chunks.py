@@ -146,15 +146,13 @@ def _run(
     the final states, and what enters a chunk the gradient by what left it; then also the gradient of decay, by
     sequence (H, R, D, 2, K).
     """
-    arguments, found = ["hrnt", "hck", "htdck", "hdckt", "hst", "hrdck"], ["dhrnt", "hrdck"] + ["hrndck"] * keep
+    axes, found = "hrnt, hck, htdck, hdckt, hst, hrdck", "dhrnt, hrdck" + ", hrndck" * keep
+    rest: tuple[Array, ...] = ()
     if against is not None:
-        matrices, arguments, found = _adjoint(matrices), [*arguments, "hrndck"], [*found, "hrdck"]
-    run = by_rows(
-        functools.partial(_in_segments, interpret=interpret, keep=keep),
-        f"{', '.join(arguments)} -> {', '.join(found)}",
-        rows="hr",
-    )
-    return run(v, *matrices, start, *([] if against is None else [against]))
+        matrices, rest = _adjoint(matrices), (against,)
+        axes, found = f"{axes}, hrndck", f"{found}, hrdck"
+    run = functools.partial(_in_segments, interpret=interpret, keep=keep)
+    return by_rows(run, f"{axes} -> {found}", rows="hr")(v, *matrices, start, *rest)
 
 
 def _in_segments(v: Array, *arrays: Array, interpret: bool, keep: bool) -> tuple[Array, ...]:
@@ -225,6 +223,7 @@ def _launch(
     H, N, n, _ = v.shape
     tail, precision = start.shape[2:], _precision(v.dtype, interpret)
     rows = _rows(N, precision)
+    grid = pl.cdiv(N, rows), H, tail[0]
     shapes = [] if ends_only else [jax.ShapeDtypeStruct((tail[0], *v.shape), v.dtype)]
     shapes += [jax.ShapeDtypeStruct(start.shape, start.dtype)]
     shapes += [jax.ShapeDtypeStruct((H, N, n, *tail), v.dtype)] if keep else []
@@ -240,7 +239,7 @@ def _launch(
         slopes=against is not None,
     )
     options = {} if interpret else {"compiler_params": triton.CompilerParams(num_warps=WARPS, num_stages=STAGES)}
-    return pl.pallas_call(kernel, shapes, grid=(pl.cdiv(N, rows), H, tail[0]), interpret=interpret, name="ptd_chunks", **options)(
+    return pl.pallas_call(kernel, shapes, grid=grid, interpret=interpret, name="ptd_chunks", **options)(
         v, *matrices, start, *([] if against is None else [against])
     )
 
