@@ -12,15 +12,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose
 
 import ptd
-from ptd_jax import JaxBackend, backend, kernels, pallas_gpu, sharding, speed
+from ptd_jax import JaxBackend, backend, kernels, pallas_chunks, pallas_gpu, sharding, speed
 from ptd_jax.training import CHUNK
 
 L = 32
 
 # The GPU kernels' meaning, on any device.
-INTERPRETED = [functools.partial(f, interpret=True) for f in (pallas_gpu.carries, pallas_gpu.scan, pallas_gpu.both)]
+INTERPRETED = [
+    functools.partial(f, interpret=True)
+    for f in (pallas_gpu.carries, pallas_gpu.scan, pallas_gpu.both, pallas_chunks.per_feature_chunks)
+]
 kernels.RECURRENCES["interpreted"] = lambda: kernels.Recurrence(*INTERPRETED)
 pallas_gpu.UNROLL = 1  # shorter programs: what is unrolled is tested elsewhere
+pallas_chunks.SHORTEST_SEGMENT = 1
 
 
 @functools.cache
@@ -159,12 +163,18 @@ def learner_is_data_parallel() -> None:
 
 
 def two_devices_are_measured() -> None:
-    """On sizes that say nothing about speed."""
-    speed.BUDGET = 0.0
+    """On sizes that say nothing about speed; a step on one device is taken to last a second a sequence."""
+    speed.BUDGET, measured = 0.0, speed._training_step
+    speed._training_step = lambda backend, row, steps, mesh=None: (
+        measured(backend, row, steps, mesh=mesh) if mesh else (float(row.batch), 0.0, 0)
+    )
     small = dataclasses.replace(speed.TRAINING_STEPS["Text"], batch=2, length=16, layers=1, H=4, P=4, blocks=1)
-    row, sequence = speed.two_devices(backend, rows={"Text": small}, steps=1, layer=ptd.S5(2, 4), L=L)
-    assert row.label == "Text 2 x 16, data parallel on two devices, float32, TF32 products"
-    assert row.ratio == row.other / row.seconds
+    split, kept, sequence = speed.two_devices(backend, rows={"Text": small}, steps=1, layer=ptd.S5(2, 4), L=L)
+    assert split.label == "Text 2 x 16, data parallel on two devices, float32, TF32 products"
+    assert kept.label == "Text 4 x 16, data parallel on two devices, batch of a device kept, float32, TF32 products"
+    assert (split.other, kept.other) == (2.0, 4.0)
+    assert "half the batch on one device takes 1000.00 ms" in split.note
+    assert split.gibibytes < kept.gibibytes
     assert sequence.label == f"one sequence of {L} across two devices, forward + backward, recurrence loop"
 
 
@@ -178,6 +188,7 @@ if __name__ == "__main__":
         states_may_enter_kernels_across_devices()
     kernels_run_where_their_rows_lie(ptd.S5(3, 4, bidirectional=True), 1)
     kernels_run_where_their_rows_lie(ptd.S4D(3, 4), 4)
+    kernels_run_where_their_rows_lie(ptd.S4D(3, 4, bidirectional=True), 16)
     learner_is_data_parallel()
     two_devices_are_measured()
     print("equal")

@@ -4,7 +4,8 @@ A program owns one feature, one direction and a tile of sequences, and walks thr
 registers, and a chunk costs a few small matrix products. It reads u, writes y and, for the gradient only, the states
 that enter each chunk. The gradient by u is the same walk from the other end with transposed matrices; those of the
 matrices are products over all chunks, by XLA. Where features and sequences alone would leave the device idle, time is
-cut into segments, which count as further sequences, as in pallas_gpu.
+cut into segments, which count as further sequences, as in pallas_gpu. Under jit on several devices each runs the
+features and sequences that lie there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ptd.arrays import Array, as_planes, from_planes
 from ptd.chunks import ChunkSystem
 
 from .recurrences import tree
+from .rows import by_rows
 
 #: Rows (sequences) of a program, its warps, and how many chunks ahead it loads. Measured on an H100 with 32 modes: with
 #: TF32 products 64 rows take 17 to 24 % less time than 16, also where they are half empty; with three products in place
@@ -137,26 +139,39 @@ def _run(
     interpret: bool,
     keep: bool = False,
     against: Array | None = None,
-) -> list[Array]:
+) -> tuple[Array, ...]:
     """Parts of y by direction (D, H, R, n, T), final states, and with keep the states that enter each chunk.
 
     With the states that entered each chunk of such a run as against, the gradient's run: v is that by y, start that by
-    the final states, and what enters a chunk the gradient by what left it; then also the gradient of decay, in parts
-    (H, tiles, D, 2, K).
+    the final states, and what enters a chunk the gradient by what left it; then also the gradient of decay, by
+    sequence (H, R, D, 2, K).
     """
-    (H, R, n, T), tail, mirrored = v.shape, start.shape[2:], against is not None
-    S = _segments(v.shape, tail[0])
+    axes, found = "hrnt, hck, htdck, hdckt, hst, hrdck", "dhrnt, hrdck" + ", hrndck" * keep
+    rest: tuple[Array, ...] = ()
     if against is not None:
-        matrices, against = _adjoint(matrices), against.reshape(H, R * S, n // S, *tail)
+        matrices, rest = _adjoint(matrices), (against,)
+        axes, found = f"{axes}, hrndck", f"{found}, hrdck"
+    run = functools.partial(_in_segments, interpret=interpret, keep=keep)
+    return by_rows(run, f"{axes} -> {found}", rows="hr")(v, *matrices, start, *rest)
+
+
+def _in_segments(v: Array, *arrays: Array, interpret: bool, keep: bool) -> tuple[Array, ...]:
+    """_run on one device; arrays are matrices, start and, for the gradient's run, against."""
+    matrices, (start, *against) = Matrices(*arrays[:4]), arrays[4:]
+    (H, R, n, T), tail, mirrored = v.shape, start.shape[2:], bool(against)
+    S = _segments(v.shape, tail[0])
+    against = [x.reshape(H, R * S, n // S, *tail) for x in against]
     run = functools.partial(_launch, v.reshape(H, R * S, n // S, T), matrices, mirrored=mirrored, interpret=interpret)
     starts = start
     if S > 1:
         (ends,) = run(jnp.zeros((H, R * S, *tail), start.dtype), ends_only=True)
         starts, last = _between(matrices.decay, ends.reshape(H, R, S, *tail), start, n // S, mirrored=mirrored)
-    y, final, *rest = run(starts.reshape(H, R * S, *tail), against, keep=keep)
+    y, final, *rest = run(starts.reshape(H, R * S, *tail), *against, keep=keep)
     if keep:
         rest[0] = rest[0].reshape(H, R, n, *tail)
-    return [y.reshape(-1, H, R, n, T), last if S > 1 else final, *rest]
+    if mirrored:
+        rest[-1] = jnp.sum(rest[-1].reshape(H, R, S, *tail), 2)
+    return y.reshape(-1, H, R, n, T), last if S > 1 else final, *rest
 
 
 def _adjoint(matrices: Matrices) -> Matrices:
@@ -204,15 +219,15 @@ def _launch(
     keep: bool = False,
     ends_only: bool = False,
 ) -> list[Array]:
-    """[parts of y (D, H, N, n, T),] final states [, those that enter chunks [, parts of the gradient of decay]]."""
+    """[parts of y (D, H, N, n, T),] final states [, those that enter chunks [, the gradient of decay by sequence]]."""
     H, N, n, _ = v.shape
     tail, precision = start.shape[2:], _precision(v.dtype, interpret)
     rows = _rows(N, precision)
-    tiles = pl.cdiv(N, rows)
+    grid = pl.cdiv(N, rows), H, tail[0]
     shapes = [] if ends_only else [jax.ShapeDtypeStruct((tail[0], *v.shape), v.dtype)]
     shapes += [jax.ShapeDtypeStruct(start.shape, start.dtype)]
     shapes += [jax.ShapeDtypeStruct((H, N, n, *tail), v.dtype)] if keep else []
-    shapes += [] if against is None else [jax.ShapeDtypeStruct((H, tiles, *tail), start.dtype)]
+    shapes += [] if against is None else [jax.ShapeDtypeStruct(start.shape, start.dtype)]
     kernel = functools.partial(
         _kernel,
         R=rows,
@@ -224,7 +239,7 @@ def _launch(
         slopes=against is not None,
     )
     options = {} if interpret else {"compiler_params": triton.CompilerParams(num_warps=WARPS, num_stages=STAGES)}
-    return pl.pallas_call(kernel, shapes, grid=(tiles, H, tail[0]), interpret=interpret, name="ptd_chunks", **options)(
+    return pl.pallas_call(kernel, shapes, grid=grid, interpret=interpret, name="ptd_chunks", **options)(
         v, *matrices, start, *([] if against is None else [against])
     )
 
@@ -308,4 +323,4 @@ def _kernel(
     store(refs[0], h, rows, d, planes[0], value=x_re)
     store(refs[0], h, rows, d, planes[1], value=x_im)
     for part, total in enumerate(sums):
-        refs[-1][h, tile, d, part, :] = jnp.sum(total, 0)
+        store(refs[-1], h, rows, d, planes[part], value=total)

@@ -26,7 +26,8 @@ def by_rows(function: Callable[..., tuple[Array, ...]], axes: str, rows: str) ->
 
     Args:
         function: of arrays, to a tuple of arrays, whatever number of rows there are.
-        axes: of its arguments and results a letter per axis, as "gm, grnm -> grnm"; one letter is one size.
+        axes: of its arguments and results a letter per axis, as "gm, grnm -> grnm"; one letter is one size, and once in
+            an array: for two axes of one size it takes two.
         rows: the letters of axes along which function runs row by row. The arguments are gathered along others.
 
     >>> import jax.numpy as jnp

@@ -182,26 +182,34 @@ def two_devices(
     layer: Layer = ptd.S5(128, 256, blocks=16, bidirectional=True),  # noqa: B008 - a frozen description
     L: int = 2**22,
 ) -> Iterator[Figure]:
-    """Across two devices: training steps, against the same on one, and one long sequence, which has no such rival."""
+    """Across two devices: training steps, against the same on one, and one long sequence, which has no such rival.
+
+    Of training steps both what the batch of one device takes when it is split, and when each device has as much.
+    """
     if jax.device_count() < 2:
         return
     mesh = Mesh(np.array(jax.devices()[:2]), ("devices",))
     for name, row in rows.items():
         one, _, _ = _training_step(backend, row, steps)
         half, _, _ = _training_step(backend, dataclasses.replace(row, batch=row.batch // 2), steps)
-        both, compile_seconds, bytes_ = _training_step(backend, row, steps, mesh=mesh)
         numbers = sum(math.prod(shape) for leaf, shape in row.model().shapes().items() if not is_statistic(leaf))
-        yield Figure(
-            f"{name} {row.batch} x {row.length}, data parallel on two devices, {PRODUCTS}",
-            both,
-            one,
-            "one device, this run",
-            target=1.9,
-            gibibytes=bytes_ / GIB,
-            note=f"compiled in {compile_seconds:.1f} s, recurrence {backend.training.recurrence}; half the batch "
-            f"on one device takes {half * 1e3:.2f} ms; summed over both: moments and "
-            f"gradients, {4 * numbers / 2**20:.1f} MiB",
-        )
+        note = f"; half the batch on one device takes {half * 1e3:.2f} ms; summed over both: moments and gradients, "
+        note += f"{4 * numbers / 2**20:.1f} MiB"
+        double = dataclasses.replace(row, batch=2 * row.batch)
+        for whole, other, kind, source, more in (
+            (row, one, "", "one device, this run", note),
+            (double, 2 * one, ", batch of a device kept", "two steps of one device, this run", ""),
+        ):
+            both, compile_seconds, bytes_ = _training_step(backend, whole, steps, mesh=mesh)
+            yield Figure(
+                f"{name} {whole.batch} x {row.length}, data parallel on two devices{kind}, {PRODUCTS}",
+                both,
+                other,
+                source,
+                target=1.9,
+                gibibytes=bytes_ / GIB,
+                note=f"compiled in {compile_seconds:.1f} s, recurrence {backend.training.recurrence}{more}",
+            )
     params = _params(backend, layer)
     for recurrence in dict.fromkeys((backend.recurrence, backend.training.recurrence)):
         across = functools.partial(sharding.apply, layer, mesh=mesh, axis="devices", recurrence=recurrence)
