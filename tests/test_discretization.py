@@ -134,9 +134,10 @@ def test_low_rank_transition_applies_its_dense_matrix(system, conj_sym):
     assert_allclose(transition(x), dense[:, :5, 0], rtol=1e-12)
 
 
-def test_transition_on_planes_moves_real_and_imaginary_parts(system):
+@pytest.mark.parametrize("conj_sym", [True, False])
+def test_transition_on_planes_moves_real_and_imaginary_parts(system, conj_sym):
     Lambda, P, B = system
-    transition, _ = bilinear_low_rank(Lambda, P, B, np.full((3, 1), 0.1), conj_sym=True)
+    transition, _ = bilinear_low_rank(Lambda, P, B, np.full((3, 1), 0.1), conj_sym=conj_sym)
     x = np.random.default_rng(0).standard_normal((3, 5, 2)) @ [1, 1j]
     planes = np.concatenate([x.real, x.imag], axis=1)
     moved = (transition_on_planes(transition) @ planes[..., None])[..., 0]

@@ -217,6 +217,13 @@ def test_vmap_over_an_ensemble_of_layers_equals_each_gradient_included(kind, cal
         close(({name: value[i] for name, value in found[0].items()}, found[1][i]), expected)
 
 
+@pytest.mark.parametrize("kind", [ptd.S4, ptd.S4D])
+def test_convolution_form_of_an_empty_batch_of_states_is_empty(kind):
+    layer = be.module(kind(4, 8), ptd.initialize(kind(4, 8), np.random.default_rng(0), init="legs"))
+    state = torch.zeros(layer.description.state_shape((0,)))
+    assert layer(torch.zeros(0, 5, 4), state=state, form="convolution").shape == (0, 5, 4)
+
+
 def test_checkpointed_activations_give_the_same_gradient(params):
     expected = be.gradients(lambda **params: squares(params, U), params)
     found = be.gradients(lambda **params: checkpoint(squares, params, U, use_reentrant=False), params)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -14,11 +15,8 @@ import ptd
 from ptd import chunks
 from ptd_torch import backend
 from ptd_torch.kernels import KERNELS
-from ptd_torch.scan import kernel_path
 
-pytestmark = pytest.mark.skipif(
-    kernel_path(torch.device("cpu")) == "torch", reason="needs TRITON_INTERPRET=1 and Triton: nox -s triton-interpreter"
-)
+pytestmark = interpreter.needed
 
 module = importlib.import_module("ptd_torch.orbits")
 
@@ -48,7 +46,7 @@ def arguments(H: int, n: int, D: int) -> list[torch.Tensor]:
 def results(orbits, dtype: torch.dtype, given: list[torch.Tensor], T: int) -> list[torch.Tensor]:
     """What orbits gives, and the gradients of a sum of it."""
     leaves = [value.to(dtype).requires_grad_() for value in given]
-    found = orbits(*leaves, T)
+    found = orbits(*leaves, T=T)
     loss = sum((value * draw(*value.shape, seed=7 + i).to(dtype)).sum() for i, value in enumerate(found))
     return [value.detach() for value in (*found, *torch.autograd.grad(loss, leaves))]
 
@@ -93,6 +91,24 @@ def test_tangents_pass_through(calls):
         _, _, whole = module.orbits(forward_ad.make_dual(A, A), *rest, 4)
         assert_close(forward_ad.unpack_dual(whole).tangent, 4 * torch.linalg.matrix_power(A, 4), rtol=1e-5, atol=1e-6)
     assert calls == []
+
+
+def test_under_vmap_one_run_of_the_kernels_takes_the_batch_as_further_features(monkeypatch):
+    from ptd_torch import triton_orbits
+
+    runs: list[torch.Size] = []
+    run = triton_orbits.orbits
+    monkeypatch.setattr(triton_orbits, "orbits", lambda A, *rest: runs.append(A.shape) or run(A, *rest))
+    A, row, columns = arguments(6, 5, 2)
+    A, columns = A.view(3, 2, 5, 5), columns.view(3, 2, 5, 2)
+
+    def every(row: torch.Tensor, *of: torch.Tensor, T: int) -> tuple[torch.Tensor, ...]:
+        return torch.func.vmap(lambda A, columns: module.orbits(A, row, columns, T))(*of)
+
+    found = results(every, torch.float32, [row[:2], A, columns], 4)
+    assert runs == [(6, 5, 5)]
+    for value, exact in zip(found, results(every, torch.float64, [row[:2], A, columns], 4), strict=True):
+        assert_close(value.double(), exact, rtol=0, atol=30 * 2**-24 * float(exact.abs().max()))
 
 
 def test_layer_forms_its_chunks_by_the_operator(calls):

@@ -30,8 +30,8 @@ vars(xp).update(vars(array_api_compat.array_namespace(jnp.zeros(0))), exact_matm
 arrays.NAMESPACES[type(jnp.zeros(0))] = arrays.NAMESPACES[jax.core.Tracer] = xp
 
 #: By platform, for programs that run once. Where XLA chooses between kernels by timing them, it compiles dozens for
-#: each product and fusion: minutes for the gradient of S4's chunked form, whose powers are 34 products of different
-#: shapes.
+#: each product and fusion: minutes for the gradient of S4's chunked form, whose powers and their gradients are
+#: products of dozens of shapes.
 UNTUNED = {"gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_experimental_enable_fusion_autotuner": False}}
 
 

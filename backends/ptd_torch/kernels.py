@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from ptd import chunks, convolution, recurrence
 from ptd.arrays import Array, as_planes, from_planes
 from ptd.kernels import Kernels
+from ptd.recurrence import LowRankTransition
 
 from .cauchy import resolvent_sums
 from .orbits import orbits
@@ -59,8 +59,15 @@ def exact_matmul(x: Tensor, y: Tensor) -> Tensor:
     return (x.double() @ y.double()).to(x.dtype) if rounded else x @ y
 
 
+def cauchy(transition: LowRankTransition, Lambda: Array, P: Array, B: Array, C: Array, step: Tensor, L: int) -> Tensor:
+    """ptd.convolution.cauchy; the library's FFT (MKL, torch 2.13) refuses an empty batch."""
+    if not math.prod(B.shape):
+        return step.new_zeros((*B.shape[:-1], L))
+    return convolution.cauchy(transition, Lambda, P, B, C, step, L, sums=resolvent_sums)
+
+
 def causal_convolution(u: Tensor, K: Tensor) -> Tensor:
-    """ptd.convolution.causal_convolution; the library's FFT (MKL, torch 2.13) refuses an empty batch."""
+    """ptd.convolution.causal_convolution; the library's FFT refuses an empty batch."""
     return convolution.causal_convolution(u, K) if u.numel() else u
 
 
@@ -103,7 +110,7 @@ _SHARED: dict[str, Any] = {
     "scan": scan,
     "carries": carries,
     "vandermonde": vandermonde,
-    "cauchy": functools.partial(convolution.cauchy, sums=resolvent_sums),
+    "cauchy": cauchy,
     "causal_convolution": causal_convolution,
     "orbits": orbits,
     "per_feature_chunks": per_feature_chunks,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ptd import chunks
 
+from .transforms import folded
 from .vandermonde import applies
 
 
@@ -66,6 +67,14 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple:
 
 
 operator.register_autograd(_backward, setup_context=_setup_context)
+
+
+@operator.register_vmap
+def _(info: Any, dims: tuple, A: Tensor, row: Tensor, columns: Tensor, T: int) -> tuple[tuple, tuple]:
+    """The batch as further features."""
+    size = info.batch_size
+    given = (folded(value, dim, size) for value, dim in zip((A, row, columns), dims[:3], strict=True))
+    return tuple(value.unflatten(0, (size, -1)) for value in operator(*given, T)), (0,) * 4
 
 
 def orbits(A: Tensor, row: Tensor, columns: Tensor, T: int) -> tuple[Tensor, Tensor, Tensor]:

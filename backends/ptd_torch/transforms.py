@@ -58,7 +58,7 @@ class _Scan(Function):
     ) -> tuple[tuple, tuple]:
         """The batch as further rows."""
         size = info.batch_size
-        rows = (_folded(value, dim, size) for value, dim in zip((drive, x0), dims[1:3], strict=True))
+        rows = (folded(value, dim, size) for value, dim in zip((drive, x0), dims[1:3], strict=True))
         x, final = scan(_folded_coefficients(a, dims[0], size), *rows, exclusive)
         x = x.unflatten(0, (size, -1))
         return (x, final.unflatten(0, (size, -1)) if exclusive else final), (0, 0 if exclusive else None)
@@ -82,13 +82,13 @@ class _Adjoint(Function):
         info: Any, dims: tuple, a: Tensor, states: Tensor, grad: Tensor, grad_final: Tensor, exclusive: bool
     ) -> tuple[tuple, tuple]:
         size = info.batch_size
-        rows = (_folded(value, dim, size) for value, dim in zip((states, grad, grad_final), dims[1:4], strict=True))
+        rows = (folded(value, dim, size) for value, dim in zip((states, grad, grad_final), dims[1:4], strict=True))
         found = _Adjoint.apply(_folded_coefficients(a, dims[0], size), *rows, exclusive)
         return tuple(value.unflatten(0, (size, -1)) for value in found), (0, 0, 0)
 
 
-def _folded(value: Tensor | None, dim: int | None, size: int) -> Tensor | None:
-    """The batch axis of a vmap as further rows."""
+def folded(value: Tensor | None, dim: int | None, size: int) -> Any:
+    """The batch axis of a vmap as further rows, where there is a value."""
     if value is None:
         return None
     value = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
@@ -96,7 +96,7 @@ def _folded(value: Tensor | None, dim: int | None, size: int) -> Tensor | None:
 
 
 def _folded_coefficients(a: Tensor, dim: int | None, size: int) -> Tensor:
-    """a for the rows of _folded: shared ones stay shared, one set per batch entry becomes one per group of rows."""
+    """a for the rows of folded: shared ones stay shared, one set per batch entry becomes one per group of rows."""
     if dim is None and a.ndim == 2:
         return a
-    return a.movedim(dim, 0) if dim is not None and a.ndim == 3 else _folded(a, dim, size)
+    return a.movedim(dim, 0) if dim is not None and a.ndim == 3 else folded(a, dim, size)

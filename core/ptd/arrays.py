@@ -108,7 +108,8 @@ def zeros(shape: tuple[int, ...], like: Array) -> Array:
 def eye(n: int, like: Array) -> Array:
     """The identity (n, n) in the dtype and on the device of an array."""
     if isinstance(like, Pair):
-        return as_complex(eye(n, like.re), like.xp.zeros_like(eye(n, like.re)))
+        one = eye(n, like.re)
+        return as_complex(one, like.xp.zeros_like(one))
     return namespace(like).eye(n, dtype=like.dtype, device=_device(like))
 
 

@@ -107,13 +107,21 @@ def dense_transition(transition: LowRankTransition) -> Array:
 
 
 def transition_on_planes(transition: LowRankTransition) -> Array:
-    """The real matrix (H, 2N, 2N) of a time-invariant transition with conj_sym, on (Re x, Im x).
+    """The real matrix (H, 2N, 2N) of a time-invariant transition on (Re x, Im x).
 
-    Its powers cost a quarter of those of dense_transition, which is similar to it.
+    With conj_sym its powers cost a quarter of those of dense_transition, which is similar to it.
     """
-    xp, re, im = namespace(real(transition.diagonal)), real(transition.diagonal), imag(transition.diagonal)
-    one = eye(re.shape[-1], like=re)
+    re, im, left, right = real(transition.diagonal), imag(transition.diagonal), transition.left, transition.right
+    xp, one = namespace(re), eye(re.shape[-1], like=re)
     re, im = re[..., None] * one, im[..., None] * one
     turned = xp.concat([xp.concat([re, -im], axis=-1), xp.concat([im, re], axis=-1)], axis=-2)
-    left, right = (xp.concat([real(x), imag(x)], axis=-2) for x in (transition.left, transition.right))
-    return turned - 2.0 * thin_product(left, xp.matrix_transpose(right))
+    left, right = (_columns_on_planes(x, transition.conj_sym) for x in (left, right))
+    through = thin_product(left, xp.matrix_transpose(right))
+    return turned - (2.0 * through if transition.conj_sym else through)
+
+
+def _columns_on_planes(x: Array, real_products: bool) -> Array:
+    """x (..., N, r) as (..., 2N, r), for the real parts of products, else beside it i x for the imaginary ones."""
+    xp, re, im = namespace(real(x)), real(x), imag(x)
+    own = xp.concat([re, im], axis=-2)
+    return own if real_products else xp.concat([own, xp.concat([-im, re], axis=-2)], axis=-1)

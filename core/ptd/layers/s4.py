@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .. import checks, chunks
-from ..arrays import Array, as_complex, as_planes, eye, namespace, scale, zeros
+from ..arrays import Array, as_planes, namespace, scale
 from ..chunks import ChunkSystem
 from ..discretization import bilinear_low_rank
 from ..kernels import Kernels
-from ..recurrence import LowRankTransition
+from ..recurrence import LowRankTransition, transition_on_planes
 from ..sequences import Signal
 from .layer import Parameters
 from .per_feature import PerFeatureLayer
@@ -85,7 +85,7 @@ class S4(PerFeatureLayer):
         """The matrices over chunks, with the transition as a real matrix on planes, (H, 2, M, 2, M), from and to."""
         transition, B_bar = self.discretized(params, signal.step_scale)
         xp, (H, M) = namespace(params["log_step"]), self.state_axes
-        A = self._on_planes(transition, params["log_step"])
+        A = xp.matrix_transpose(transition_on_planes(transition))  # of rows
         columns = [self._column(params, name) for name in self._C_names()]
         row = xp.reshape(as_planes(B_bar), (H, 2 * M))
         rows, out, whole = kernels.orbits(A, row, xp.stack(columns, axis=-1), T)
@@ -107,11 +107,3 @@ class S4(PerFeatureLayer):
         """What the planes of a state add to the output, (H, 2 M)."""
         C = as_planes(self.complex_leaf(params, name)) * self.weight
         return namespace(C).concat([C[..., 0, :], -C[..., 1, :]], axis=-1)
-
-    def _on_planes(self, transition: LowRankTransition, like: Array) -> Array:
-        """The transition of one channel's states as real rows (re, im), (H, 2 M, 2 M): what unit vectors become."""
-        M, xp = self.modes, namespace(like)
-        one, none = eye(M, like), zeros((M, M), like)
-        unit = as_complex(xp.concat([one, none], axis=0), xp.concat([none, one], axis=0))
-        moved = as_planes(transition(unit[:, None, :]))
-        return xp.permute_dims(xp.reshape(moved, (2 * M, self.d_model, 2 * M)), (1, 0, 2))
