@@ -22,8 +22,6 @@ INTERPRETED = [
     functools.partial(f, interpret=True)
     for f in (pallas_gpu.carries, pallas_gpu.scan, pallas_gpu.both, pallas_chunks.per_feature_chunks)
 ]
-pallas_gpu.UNROLL = 1  # shorter programs: what is unrolled is tested elsewhere
-pallas_chunks.SHORTEST_SEGMENT = 1
 
 
 @functools.cache
@@ -178,6 +176,8 @@ def two_devices_are_measured() -> None:
 
 
 if __name__ == "__main__":
+    pallas_gpu.UNROLL = 1  # shorter programs: what is unrolled is tested elsewhere
+    pallas_chunks.SHORTEST_SEGMENT = 1
     kernels.RECURRENCES["interpreted"] = lambda: kernels.Recurrence(*INTERPRETED)
     with jax.enable_x64(True):
         gradients_equal(ptd.S5(3, 4, bidirectional=True), None)
