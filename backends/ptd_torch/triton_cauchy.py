@@ -28,7 +28,7 @@ BACKWARD, BACKWARD_WARPS, PROGRAMS = (4, 8, 32), 4, 1056
 def _resolvent(first, second, s, c, PAIRS: tl.constexpr):
     """1/D: with PAIRS of |z| and 4 Re z/|z|, else of Re z and Im z. Scaled, so that no square leaves the range."""
     if PAIRS:
-        re = c * c * first - 4.0 * s * s / first
+        re = (c * first - 2.0 * s) * (c + 2.0 * s / first)  # in factors, as core has it
         im = -s * c * second
     else:
         re = -c * first

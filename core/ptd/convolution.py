@@ -76,7 +76,8 @@ def sums_over_poles(coefficients: Array, poles: Array, circle: Array, pairs: boo
     xp, (_, Q, H, N), (s, c) = namespace(poles), coefficients.shape, (circle[0, :], circle[1, :])
     first, second = poles[0, ..., None], poles[1, ..., None]
     if pairs:
-        re, im = c * c * first - 4.0 * s * s / first, -(s * c) * second
+        # As factors: near a resonance, where 2 s is c |z|, squares would round before they cancel.
+        re, im = (c * first - 2.0 * s) * (c + 2.0 * s / first), -(s * c) * second
     else:
         re, im = -c * first, 2.0 * s - c * second
     size = re * re + im * im
