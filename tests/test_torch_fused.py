@@ -100,3 +100,11 @@ def test_unknown_kernel_of_a_layer_is_refused():
 def test_tiles_by_themselves_are_refused(triton):
     with pytest.raises(ValueError, match=r"'tiles', which needs 'chunks' or 'states' beside it;"):
         fused.parts(model(), torch.zeros(0), ["tiles"])
+
+
+def test_what_a_learner_compiles_rounds_alike_in_every_process(monkeypatch):
+    """Sums whose kernels are chosen by timing them would not, and a resumed run would go on by other digits."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options["options"]) or function)
+    learner(model(), compiled=True)
+    assert asked == [{"deterministic": True}] * 4

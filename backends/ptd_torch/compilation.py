@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 
-def compiled(function: Callable) -> Callable:
+def compiled(function: Callable, *, repeatable: bool = False) -> Callable:
     """function as one graph for each shape.
 
     Recompilations are counted per code object (torch 2.13), and one closure compiled for many layers shares one: a
     copy of the code gives each its own count.
+
+    Args:
+        function: of tensors.
+        repeatable: sums are to be rounded alike in every process. Otherwise the compiler chooses between kernels by
+            timing them on the device, and so by what else runs there.
     """
+    options = _repeatable() if repeatable else None
     if isinstance(function, types.MethodType):
-        return torch.compile(
-            types.MethodType(_copy(function.__func__), function.__self__), fullgraph=True, dynamic=False
-        )
-    fresh = _copy(function) if isinstance(function, types.FunctionType) else function
-    return torch.compile(fresh, fullgraph=True, dynamic=False)
+        fresh: Callable = types.MethodType(_copy(function.__func__), function.__self__)
+    else:
+        fresh = _copy(function) if isinstance(function, types.FunctionType) else function
+    return torch.compile(fresh, fullgraph=True, dynamic=False, options=options)
+
+
+def _repeatable() -> dict[str, Any] | None:
+    """The compiler's options for that; an older torch has none."""
+    from torch._inductor import config
+
+    return {"deterministic": True} if hasattr(config, "deterministic") else None
 
 
 def _copy(function: types.FunctionType) -> types.FunctionType:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,10 @@ class TorchLearner:
         self._adamw = AdamW(optimizer, self._leaves)
         self._on_gpu = self._device.type == "cuda"
         self._compiled = self._on_gpu if compiled is None else compiled
-        run = compile_once if self._compiled else (lambda function: function)
+        # A run that is resumed, perhaps beside others, goes on bit for bit.
+        run: Callable = (
+            functools.partial(compile_once, repeatable=True) if self._compiled else (lambda function: function)
+        )
         self._clock = run(self._clock_of)
         dtype = torch.float32 if activations is None else getattr(torch, activations)
         self.fused = parts(model, torch.empty(0, dtype=dtype, device=self._device), fused)
