@@ -76,6 +76,11 @@ def test_one_seed_is_held_to_the_sampling_error_of_its_test_set(test, expected):
     assert outcome(record(test=test)) == expected
 
 
+def test_seeds_count_together_whatever_devices_they_ran_on():
+    (found,) = [s for s in standings.standings([record(), record(seed=1, test=0.61, device="another")]) if s.backend]
+    assert (found.device, found.mean, sorted(found.accuracies)) == ("a device, another", 62.0, [0, 1])
+
+
 def test_mean_within_one_standard_deviation_of_its_seeds_meets():
     """Seeds 61.0, 62.0, 63.0: mean 62.0, deviation 1.0, against 62.15."""
     assert outcome(*(record(seed=i, test=0.61 + 0.01 * i) for i in range(3))) == "met"

@@ -20,10 +20,11 @@ from .tasks import TASKS
 
 @dataclass(frozen=True)
 class Standing:
-    """How a recipe stands on a task on one backend and device.
+    """How a recipe stands on a task on one backend.
 
     Attributes:
-        task, recipe, backend, device: what ran.
+        task, recipe, backend: what ran.
+        device: where, all devices of its runs.
         target: published test accuracy in per cent, or None.
         accuracies: test accuracies of complete full runs in per cent, by seed.
         outcome: "met", "within error", "missed", "running", "diverged", "trial" or "not run".
@@ -60,9 +61,9 @@ def targets() -> dict[str, Any]:
 def standings(records: Iterable[Record]) -> list[Standing]:
     """Every recipe that ran, in the order of tasks, and every run that is due and did not."""
     records, published = list(records), targets()
-    groups: dict[tuple[str, str, str, str], list[Record]] = {}
+    groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
-        key = (record["task"], record["recipe"], record["backend"], record["device"])
+        key = (record["task"], record["recipe"], record["backend"])
         groups.setdefault(key, []).append(record)
     found = [_standing(key, group, published) for key, group in groups.items()]
     ran = {(s.task, s.recipe) for s in found}
@@ -72,11 +73,12 @@ def standings(records: Iterable[Record]) -> list[Standing]:
                 note = published["notes"].get(f"{task} {due}", published["notes"].get(task, ""))
                 target = published["accuracy"].get(recipe(task, due).of, {}).get(task)
                 found.append(Standing(task, due, "", "", target, {}, "not run", 0.0, note))
-    return sorted(found, key=lambda s: (list(TASKS).index(s.task), s.recipe, s.backend, s.device))
+    return sorted(found, key=lambda s: (list(TASKS).index(s.task), s.recipe, s.backend))
 
 
-def _standing(key: tuple[str, str, str, str], group: list[Record], published: dict[str, Any]) -> Standing:
-    task, ran, *_ = key
+def _standing(key: tuple[str, str, str], group: list[Record], published: dict[str, Any]) -> Standing:
+    task, ran, _ = key
+    devices = ", ".join(sorted({r["device"] for r in group}))
     target = published["accuracy"].get(group[0]["of"], {}).get(task)
     counted = {r["seed"]: 100 * r["test"] for r in group if r["full"] and r["state"] == "complete"}
     outcome = _outcome(group, counted, target)
@@ -89,7 +91,7 @@ def _standing(key: tuple[str, str, str, str], group: list[Record], published: di
     ]
     notes += [r.get("note", "") for r in group]
     hours = sum(r.get("training_seconds", 0) for r in group) / 3600
-    return Standing(*key, target, counted, outcome, hours, "; ".join(dict.fromkeys(filter(None, notes))))
+    return Standing(*key, devices, target, counted, outcome, hours, "; ".join(dict.fromkeys(filter(None, notes))))
 
 
 def _outcome(group: list[Record], counted: dict[int, float], target: float | None) -> str:
