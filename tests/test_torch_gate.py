@@ -132,7 +132,7 @@ def test_learner_trains_as_without_kernels(names, compiled, monkeypatch):
     u = np.random.default_rng(1).standard_normal((3, 12, 1)).astype(np.float32)
     lengths = np.array([12, 5, 1])
     optimizer = ptd.optimization.Optimizer(lr=1e-3, ssm_lr=1e-3, weight_decay=0.0, total_steps=10)
-    monkeypatch.setattr(training, "compile_once", lambda f: torch.compile(f, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr(training, "compile_once", lambda f, **_: torch.compile(f, backend="aot_eager", fullgraph=True))
 
     def train(names: tuple[str, ...] | None, compiled: bool) -> dict[str, np.ndarray]:
         learner = backend.learner(each, params, optimizer, 0, compiled=compiled, fused=names)

@@ -71,7 +71,7 @@ def test_update_is_adamw_with_a_count_for_each_leaf_bit_for_bit():
     assert own.steps == 3
 
 
-def compiled_but_for_blocks(function):
+def compiled_but_for_blocks(function, **_):
     """Blocks are compiled in tests of their own, and take longest."""
     if function.__name__ == "_block_of":
         return function
