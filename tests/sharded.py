@@ -123,9 +123,8 @@ def moved_whole(compiled) -> set[str]:
     return {word for word in ("all-gather", "all-to-all", "collective-permute") if f" {word}" in text}
 
 
-def states_may_enter_kernels_across_devices() -> None:
-    """The GPU kernels within sequence parallelism, where the batch is sharded too."""
-    layer = ptd.S5(3, 4, bidirectional=True)
+def states_may_enter_kernels_across_devices(layer, L) -> None:
+    """The GPU kernels within sequence parallelism, where the batch is sharded too; none runs a stretch as a whole."""
     params, u = parameters(layer), np.random.default_rng(7).standard_normal((2, L, 3))
     across = functools.partial(sharding.apply, layer, params, mesh=grid(), axis="time", recurrence="kernels")
     compare("kernels across", jax.jit(across)(placed(u, "data", "time")), backend.apply(layer, params, jnp.asarray(u)))
@@ -190,7 +189,8 @@ if __name__ == "__main__":
         state_is_carried()
         model_is_sequence_parallel()
         batch_is_data_parallel()
-        states_may_enter_kernels_across_devices()
+        states_may_enter_kernels_across_devices(ptd.S5(3, 4, bidirectional=True), L)
+        states_may_enter_kernels_across_devices(ptd.S4D(3, 4, bidirectional=True), 4 * 16)
     kernels_run_where_their_rows_lie(ptd.S5(3, 4, bidirectional=True), 1)
     kernels_run_where_their_rows_lie(ptd.S4D(3, 4), 4)
     kernels_run_where_their_rows_lie(ptd.S4D(3, 4, bidirectional=True), 16)

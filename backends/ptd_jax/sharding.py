@@ -9,7 +9,6 @@ takes a mesh.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -112,7 +111,7 @@ def _across(axis: str, kernels: Kernels) -> Kernels:
     def across(decay: Array, drive: Array, state: Array | None = None, **_: Any) -> tuple[Array, Array]:
         return _carries(kernels.carries, axis, decay, drive, state)
 
-    return dataclasses.replace(kernels, carries=across, chunk_length=whole_chunks, both_ways=None, mixing_states=None)
+    return kernels.with_carries(across, chunk_length=whole_chunks)
 
 
 def _carries(carries: Callable, axis: str, decay: Array, drive: Array, state: Array | None) -> tuple[Array, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import chunks, convolution, recurrence
@@ -52,6 +52,11 @@ class Kernels:
     mixing_states: Callable[..., Array] | None = None
     #: The form that is fastest here, by the kind of a layer; layers not named run in their own default form.
     forms: Mapping[str, str] = field(default_factory=dict)
+
+    def with_carries(self, carries: Callable[..., tuple[Array, Array]], **changes: Any) -> Kernels:
+        """This table with other carries, and without what runs chunks as a whole, which would not ask for them."""
+        parts = replace(self, per_feature_chunks=None, mixing_chunks=None, both_ways=None, mixing_states=None)
+        return replace(parts, carries=carries, **changes)
 
 
 PORTABLE = Kernels()
