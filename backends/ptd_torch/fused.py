@@ -36,9 +36,7 @@ TILE = 64
 
 #: What each part needs of a model.
 NEEDS: dict[str, tuple[str, Callable[[SequenceModel], bool]]] = {
-    "chunks": ("an S5 layer", lambda model: isinstance(model.layer, S5)),
-    "states": ("an S5 layer", lambda model: isinstance(model.layer, S5)),
-    "tiles": ("an S5 layer", lambda model: isinstance(model.layer, S5)),
+    **dict.fromkeys(("chunks", "states", "tiles"), ("an S5 layer", lambda model: isinstance(model.layer, S5))),
     "norm": ("a batch norm before each layer", lambda model: model.norm == "batch" and model.prenorm),
     "gate": ("residual blocks that end in a gate", lambda model: model.residual and model.activation != "gelu"),
     "end": (

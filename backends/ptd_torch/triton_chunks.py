@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ptd import arrays, convolution
 
-from .triton_products import dot, precision
+from .triton_products import dot, entries, precision
 
 #: Rows (sequences) of a program, its warps, and how many chunks ahead it loads.
 ROWS, WARPS, STAGES = 16, 4, 3
@@ -29,13 +29,6 @@ PRODUCT_ROWS, PRODUCT_WARPS, PRODUCT_STAGES, PRODUCT_PROGRAMS = 32, 8, 2, 528
 
 #: Programs that keep the device busy; fewer, and time is cut into segments.
 ENOUGH_PROGRAMS = 256
-
-
-@triton.jit
-def _tile(base, i, j, i_stride, j_stride, rows, columns):
-    """The (i, j) entries of a matrix, zero outside of rows x columns."""
-    at = base + (i[:, None] * i_stride + j[None, :] * j_stride)
-    return tl.load(at, mask=(i < rows)[:, None] & (j < columns)[None, :], other=0.0)
 
 
 @triton.jit
@@ -57,23 +50,23 @@ def _walk(
     dtype = u.dtype.element_ty
     width = DIRECTIONS * 2 * M
     into_h = into + h * T * width + d * 2 * M * i_mode
-    I_re = _tile(into_h, t, k, i_time, i_mode, T, M)
-    I_im = _tile(into_h + M * i_mode, t, k, i_time, i_mode, T, M)
+    I_re = entries(into_h, t, k, i_time, i_mode, T, M)
+    I_im = entries(into_h + M * i_mode, t, k, i_time, i_mode, T, M)
     if DENSE:
         A = decay + h * 4 * M * M
-        A_rr = _tile(A, k, k, a_row, a_column, M, M)
-        A_ri = _tile(A + M * a_column, k, k, a_row, a_column, M, M)
-        A_ir = _tile(A + M * a_row, k, k, a_row, a_column, M, M)
-        A_ii = _tile(A + M * (a_row + a_column), k, k, a_row, a_column, M, M)
+        A_rr = entries(A, k, k, a_row, a_column, M, M)
+        A_ri = entries(A + M * a_column, k, k, a_row, a_column, M, M)
+        A_ir = entries(A + M * a_row, k, k, a_row, a_column, M, M)
+        A_ii = entries(A + M * (a_row + a_column), k, k, a_row, a_column, M, M)
     else:
         a_re = tl.load(decay + h * 2 * M + k, mask=k < M, other=0.0)[None, :]
         a_im = tl.load(decay + h * 2 * M + M + k, mask=k < M, other=0.0)[None, :]
     backwards = d != mirrored
     if STORE:
         out_h = out + h * T * width + d * 2 * M * o_mode
-        O_re = _tile(out_h, k, t, o_mode, o_time, M, T)
-        O_im = _tile(out_h + M * o_mode, k, t, o_mode, o_time, M, T)
-        W = _tile(direct + h * T * T, t, t, w_in, w_out, T, T)
+        O_re = entries(out_h, k, t, o_mode, o_time, M, T)
+        O_im = entries(out_h + M * o_mode, k, t, o_mode, o_time, M, T)
+        W = entries(direct + h * T * T, t, t, w_in, w_out, T, T)
         if DIRECTIONS == 2:  # each walk adds what its own past has part in; the present counts as direction 0's
             later = (t[None, :] > t[:, None]) != backwards
             W = tl.where(later & (t[None, :] != t[:, None]) | (d == 0) & (t[None, :] == t[:, None]), W, 0.0)

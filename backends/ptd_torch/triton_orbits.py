@@ -13,19 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_products import entries
+
 #: What an orbit is formed in, since an error in A grows T-fold: float64, on tensor cores, or float32.
 EXACT = True
 #: How products in float32 round, whatever the caller allows elsewhere.
 PRECISION = "tf32x3"
 #: Warps, and how much of the inner axis a product takes at once, forward and backward; rows of an orbit at once.
 WARPS, SLICES, ROWS = (4, 4), (32, 32), 16
-
-
-@triton.jit
-def _tile(base, i, j, i_stride: tl.constexpr, j_stride: tl.constexpr, rows, columns):
-    """The (i, j) entries of a matrix, zero outside of rows x columns."""
-    at = base + (i[:, None] * i_stride + j[None, :] * j_stride)
-    return tl.load(at, mask=(i < rows)[:, None] & (j < columns)[None, :], other=0.0)
 
 
 @triton.jit
@@ -36,7 +31,7 @@ def _product(
 ):  # fmt: skip
     """Total + a b from a (rows, n) and b (n, n) in memory, by slices s of the inner axis."""
     for k in range(0, N, s.shape[0]):
-        left, right = _tile(a, i, k + s, a_i, a_k, rows, n), _tile(b, k + s, j, b_k, b_j, n, n)
+        left, right = entries(a, i, k + s, a_i, a_k, rows, n), entries(b, k + s, j, b_k, b_j, n, n)
         total = tl.dot(left, right, total, PRECISION, out_dtype=total.dtype)
     return total
 
@@ -62,7 +57,7 @@ def _forward(
     else:
         d = tl.program_id(1) - 1
         column = tl.load(columns + (h * n + i) * D + d, mask=i < n, other=0.0).to(x.dtype.element_ty)
-        start = tl.sum(column[None, :] * _tile(A, i, i, n, 1, n, n), 1)
+        start = tl.sum(column[None, :] * entries(A, i, i, n, 1, n, n), 1)
         out += (h * D + d) * n * T
         _orbit(A, start, out, None, power, x, 1, n, 1, T, n, T, BITS, N, ROWS, SLICE, PRECISION)
 
@@ -79,7 +74,7 @@ def _orbit(
     i, s, r = tl.arange(0, N), tl.arange(0, SLICE), tl.arange(0, ROWS)
     inside, live = (i < n)[:, None] & (i < n)[None, :], (i < n)[None, :]
     square_at = i[:, None] * n + i[None, :]
-    first = _tile(A, i, i, down, right, n, n)
+    first = entries(A, i, i, down, right, n, n)
     tl.store(power + square_at, first.to(dtype), mask=inside)
     if powers is not None:
         tl.store(powers + square_at, first, mask=inside)
@@ -123,7 +118,7 @@ def _backward(
     inside = (i < n)[:, None] & (i < n)[None, :]
     if tl.program_id(1) == 0:
         rows, grad_rows, grad_whole = rows + h * T * n, grad_rows + h * T * n, grad_whole + h * n * n
-        tl.store(grad_A + i[:, None] * n + i[None, :], _tile(grad_whole, i, i, n, 1, n, n), mask=inside)
+        tl.store(grad_A + i[:, None] * n + i[None, :], entries(grad_whole, i, i, n, 1, n, n), mask=inside)
         start = _orbit_adjoint(powers, rows, grad_rows, grad_A, g, n, 1, n, 1, n, T, BITS, N, ROWS, SLICE, PRECISION)
         tl.store(grad_row + h * n + i, start, mask=i < n)
     else:
@@ -134,7 +129,7 @@ def _backward(
         start = _orbit_adjoint(powers, out, grad_out, grad_A, g, 1, n, 1, T, n, T, BITS, N, ROWS, SLICE, PRECISION)
         column = tl.load(columns + (h * n + i) * D + d, mask=i < n, other=0.0)
         tl.store(grad_at, tl.load(grad_at, mask=inside) + column[:, None] * start[None, :], mask=inside)
-        start = tl.sum(start[None, :] * _tile(powers, i, i, 1, n, n, n), 1)
+        start = tl.sum(start[None, :] * entries(powers, i, i, 1, n, n, n), 1)
         tl.store(grad_columns + (h * n + i) * D + d, start, mask=i < n)
 
 
@@ -154,7 +149,7 @@ def _orbit_adjoint(
     for t0 in range(0, T, ROWS):
         t = t0 + r
         at = g + t[:, None] * n + i[None, :]
-        tl.store(at, _tile(grad_x, t, i, t_stride, i_stride, T, n), mask=live & (t < T)[:, None])
+        tl.store(at, entries(grad_x, t, i, t_stride, i_stride, T, n), mask=live & (t < T)[:, None])
     tl.debug_barrier()
     for k in range(BITS - 1, -1, -1):
         half = 1 << k
@@ -164,13 +159,13 @@ def _orbit_adjoint(
         total = _product(power, grad, total, i, i, s, n, n, right, down, down, right, N, PRECISION)
         for t0 in range(0, half, ROWS):
             t = t0 + r
-            before, gained = _tile(x, i, t, i_stride, t_stride, n, half), _tile(later, t, i, n, 1, half, n)
+            before, gained = entries(x, i, t, i_stride, t_stride, n, half), entries(later, t, i, n, 1, half, n)
             total = tl.dot(before, gained, total, PRECISION)
         tl.debug_barrier()
         tl.store(grad + i[:, None] * down + i[None, :] * right, total, mask=inside)
         for t0 in range(0, half, ROWS):
             t = t0 + r
-            moved = _tile(g, t, i, n, 1, half, n)
+            moved = entries(g, t, i, n, 1, half, n)
             moved = _product(later, power, moved, t, i, s, half, n, n, 1, right, down, N, PRECISION)
             tl.store(g + t[:, None] * n + i[None, :], moved, mask=live & (t < half)[:, None])
         tl.debug_barrier()

@@ -21,6 +21,13 @@ SKIP_TILE = {torch.float32: (128, 128, 32, 8, 3), torch.bfloat16: (128, 128, 64,
 
 
 @triton.jit
+def entries(base, i, j, i_stride, j_stride, rows, columns):
+    """The (i, j) entries of a matrix, zero outside of rows x columns."""
+    at = base + (i[:, None] * i_stride + j[None, :] * j_stride)
+    return tl.load(at, mask=(i < rows)[:, None] & (j < columns)[None, :], other=0.0)
+
+
+@triton.jit
 def dot(a, b, total, PRECISION: tl.constexpr):
     """Total + a b."""
     if INTERPRETED:
