@@ -57,6 +57,13 @@ def test_narrower_activations_are_said_beside_the_result():
     assert found.note == "bfloat16 activations"
 
 
+def test_what_further_samples_say_stands_beside_the_result():
+    further = {"samples": 20_000, "accuracy": 0.61}
+    (found,) = [s for s in standings.standings([record(test=0.60, further=further)]) if s.backend]
+    assert found.note == "seed 0: 61.00 ± 0.34 on 20000 further samples"
+    assert found.outcome == "missed"
+
+
 def test_a_record_from_before_activations_could_be_narrower_is_of_float32(tmp_path):
     old = {name: value for name, value in record().items() if name != "activations"}
     results.write(tmp_path / "old.json", old)

@@ -16,7 +16,8 @@ from lra_sources import load, small_sets, tiny
 
 import ptd
 from ptd_conformance.lra import checkpoint, clock, recipe, results, store
-from ptd_conformance.lra.tasks import TASKS
+from ptd_conformance.lra.retest_command import retest
+from ptd_conformance.lra.tasks import TASKS, Order
 from ptd_conformance.lra.training import Diverged, Run
 
 __all__ = ["small_sets"]
@@ -235,6 +236,25 @@ def test_selected_parameters_of_a_complete_run_give_its_test_accuracy(whole):
     _, data, folder = whole
     run = Run.selected(folder, data)
     assert run.accuracy("test") == run.progress.test
+
+
+def test_further_samples_are_counted_into_the_record(small_sets, tmp_path):
+    data, folder, further = load(small_sets, "listops", None), tmp_path / "run", tmp_path / "further"
+    run = Run(tiny("listops", "s5", epochs=1), data, JAX, 0, folder)
+    assert run.go(clock.Clock())
+    path = folder / "listops-s5-jax-0.json"
+    results.write(path, results.of(run, "complete"))
+    TASKS["listops"].make(Order(further, further, seed=1, samples=50))
+    retest([folder], further, root=small_sets)
+    found, other = results.read(path)["further"], store.load(further, "listops")
+    learner = Run.selected(folder, data).learner
+    parts = other.splits.values()
+    outputs = np.concatenate([learner.outputs(np.asarray(part.inputs), part.lengths) for part in parts])
+    targets = np.concatenate([part.targets for part in parts])
+    assert found["accuracy"] == pytest.approx((outputs.argmax(-1) == targets).mean(), abs=0.021)  # one near tie
+    assert (found["key"], found["samples"]) == (other.key, 50)
+    with pytest.raises(ValueError, match=r"^further: expected a set that the runs have not seen"):
+        retest([folder], small_sets, root=small_sets)
 
 
 def test_every_sample_comes_at_most_once_in_an_epoch_and_epochs_differ(whole):

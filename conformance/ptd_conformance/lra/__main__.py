@@ -12,11 +12,12 @@ import sys
 import typer
 
 from .data_command import data
+from .retest_command import retest
 from .robustness_command import robustness
 from .train_command import train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-for command in (data, train, robustness):
+for command in (data, train, retest, robustness):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -75,6 +76,11 @@ def _per_step(run: Run) -> float | None:
 def name(record: Record) -> str:
     """The name of a record's file, without ending."""
     return "-".join(str(record[part]) for part in ("task", "recipe", "backend", "seed"))
+
+
+def sampling_error(accuracy: float, samples: int) -> float:
+    """Standard deviation of an accuracy, both in [0, 1], counted on so many samples."""
+    return math.sqrt(accuracy * (1 - accuracy) / samples)
 
 
 def write(path: Path, record: Record) -> None:

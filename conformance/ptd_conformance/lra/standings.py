@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 
 from . import robustness
 from .recipe import recipe
-from .results import Record, read_all
+from .results import Record, read_all, sampling_error
 from .tasks import TASKS
 
 
@@ -89,9 +88,17 @@ def _standing(key: tuple[str, str, str], group: list[Record], published: dict[st
         for r in group
         if r["state"] == "running" and r.get("best")
     ]
+    notes += [_further(r) for r in group if "further" in r]
     notes += [r.get("note", "") for r in group]
     hours = sum(r.get("training_seconds", 0) for r in group) / 3600
     return Standing(*key, devices, target, counted, outcome, hours, "; ".join(dict.fromkeys(filter(None, notes))))
+
+
+def _further(record: Record) -> str:
+    """What `ptd retest` found: no outcome, since the published accuracy is of a test set."""
+    found = record["further"]
+    error = 100 * sampling_error(found["accuracy"], found["samples"])
+    return f"seed {record['seed']}: {100 * found['accuracy']:.2f} ± {error:.2f} on {found['samples']} further samples"
 
 
 def _outcome(group: list[Record], counted: dict[int, float], target: float | None) -> str:
@@ -109,8 +116,7 @@ def _outcome(group: list[Record], counted: dict[int, float], target: float | Non
 
 def _sampling_error(accuracy: float, group: list[Record]) -> float:
     """Standard deviation, in points, of an accuracy counted on as many test samples as a record's."""
-    share, samples = accuracy / 100, min(record["data"]["splits"]["test"] for record in group)
-    return 100 * math.sqrt(share * (1 - share) / samples)
+    return 100 * sampling_error(accuracy / 100, min(record["data"]["splits"]["test"] for record in group))
 
 
 COLUMNS = ("task", "recipe", "backend", "device", "published", "seeds", "accuracy", "outcome", "hours", "note")

@@ -173,10 +173,20 @@ class Run:
         began = time.monotonic()
         targets = np.asarray(self.data.splits[split].targets)
         rows = np.arange(len(targets)) if rows is None else rows
-        outputs = self.learner.evaluate(self.place(split), rows, self.recipe.batch)
+        found = self._share(self.place(split), targets, rows, split)
         self._evaluation_seconds[split] = (time.monotonic() - began) / len(rows) * len(targets)
+        return found
+
+    def accuracy_on(self, part: Split) -> float:
+        """The share of samples that are not the run's own which the current parameters classify correctly."""
+        placed, targets = self.learner.place(part.inputs, part.targets, part.lengths), np.asarray(part.targets)
+        with self.backend.fast_products():
+            return self._share(placed, targets, np.arange(len(targets)), "further samples")
+
+    def _share(self, placed: Any, targets: NDArray, rows: NDArray, what: str) -> float:
+        outputs = self.learner.evaluate(placed, rows, self.recipe.batch)
         if not np.all(np.isfinite(outputs)):
-            raise Diverged(f"epoch {self.progress.epoch + 1}: expected finite outputs on {split}, got nan; lower lr")
+            raise Diverged(f"epoch {self.progress.epoch + 1}: expected finite outputs on {what}, got nan; lower lr")
         return float((outputs.argmax(-1) == targets[rows]).mean())
 
     @property

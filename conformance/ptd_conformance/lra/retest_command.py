@@ -1,0 +1,53 @@
+"""The command ``ptd retest``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def retest(
+    runs: Annotated[list[Path], typer.Argument(help="folders of complete runs of ptd train, of one task")],
+    further: Annotated[Path, typer.Option(help="a data folder with a set of the same task, made with another --seed")],
+    backend: Annotated[
+        str | None, typer.Option(help="the backend the runs were trained on, where it is not registered")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="the data folder of the runs; PTD_DATA by default")] = None,
+) -> None:
+    """Test complete runs on further samples of a generated task: a test set's own chance falls with their number.
+
+    Every sample of the further set counts, whichever split it is in. The run's record says what was found.
+    """
+    from rich.console import Console
+
+    from ptd import checks
+
+    from . import results, store
+    from .training import Run
+
+    console = Console(highlight=False)
+    for folder in runs:
+        own, other = store.load(store.root(root), _task(folder)), store.load(further, _task(folder))
+        if own.key == other.key:
+            raise checks.fail("further", "a set that the runs have not seen", own.key, "ptd data make --seed 1")
+        run = Run.selected(folder, own, backend)
+        path = folder / f"{results.name(results.of(run, 'complete'))}.json"
+        parts = other.splits.values()
+        samples = sum(len(part.targets) for part in parts)
+        accuracy = sum(len(part.targets) * run.accuracy_on(part) for part in parts) / samples
+        found = {"key": other.key, "made_from": other.manifest["made_from"], "samples": samples, "accuracy": accuracy}
+        results.write(path, results.read(path) | {"further": found})
+        error = results.sampling_error(accuracy, samples)
+        console.print(f"{path.stem}: {100 * accuracy:.2f} % of {samples}, standard error {100 * error:.2f}")
+
+
+def _task(folder: Path) -> str:
+    from ptd import checks
+
+    from . import checkpoint
+
+    if (found := checkpoint.load(folder)) is None:
+        raise checks.fail("runs", "folders of complete runs", folder, "ptd train")
+    return found[1]["identity"]["recipe"]["task"]
