@@ -136,7 +136,7 @@ class JaxBackend(PortableBackend):
         """
         from .training import JaxLearner
 
-        model.check(params)
+        self.check_learner(model, params, activations)
         return JaxLearner(self.training, model, params, optimizer, seed, activations, mesh)
 
 

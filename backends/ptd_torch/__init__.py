@@ -135,12 +135,20 @@ class TorchBackend(PortableBackend):
         return Stepper(module, batch)
 
     def learner(
-        self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int, **options: Any
+        self,
+        model: SequenceModel,
+        params: Mapping[str, NDArray],
+        optimizer: Optimizer,
+        seed: int,
+        *,
+        activations: str | None = None,
+        **options: Any,
     ) -> Any:
+        """See ptd.contract.Backend; options are those of ptd_torch.training.TorchLearner."""
         from .training import TorchLearner
 
-        model.check(params)
-        return TorchLearner(self, model, params, optimizer, seed, **options)
+        self.check_learner(model, params, activations)
+        return TorchLearner(self, model, params, optimizer, seed, activations=activations, **options)
 
 
 def _as_tensors(call: dict[str, Any], u: Any) -> dict[str, Any]:

@@ -72,6 +72,7 @@ class PortableBackend:
         return layer.step(params, u_k, state, **call)
 
     def apply_model(self, model: SequenceModel, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
+        checks.activations(call.get("activations"), self.kernels.activations)
         return model.apply(params, u, run=self.apply, **call)
 
     def gradients(self, function: Callable[..., Array], arguments: dict[str, Array]) -> dict[str, Array]:
@@ -93,6 +94,11 @@ class PortableBackend:
         activations: str | None = None,
     ) -> Learner:
         raise self._lacks("training")
+
+    def check_learner(self, model: SequenceModel, params: Mapping[str, NDArray], activations: str | None) -> None:
+        """Raise ValueError where the arguments of learner do not fit; a backend that trains calls this first."""
+        model.check(params)
+        checks.activations(activations, self.kernels.activations)
 
     # --- constructors ------------------------------------------------------------------------------------------
 
