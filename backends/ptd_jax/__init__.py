@@ -94,14 +94,10 @@ class JaxBackend(PortableBackend):
 
         On a CPU that of S5 does; another recurrence than the loop takes the whole sequence at once.
         """
-        if self.recurrence != "loop" or self.form(layer, **call) != "scan":
+        if self.recurrence != "loop" or self.form(layer, shape, **call) != "scan":
             return None
         T = blocks.block_length(layer, shape)
         return T if blocks.fits(layer, shape, T, call) else None
-
-    def form(self, layer: Layer, **call: Any) -> str:
-        """The form in which apply runs a call that names none: "scan", "convolution" or "chunked"."""
-        return layer.form_of(self.kernels, **call)
 
     def step(self, layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, **call: Any) -> Any:
         return _step(layer, params, u_k, state, **call)

@@ -68,6 +68,15 @@ class PortableBackend:
     def apply(self, layer: Layer, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
         return layer.apply(params, u, kernels=self.kernels, **call)
 
+    def form(self, layer: Layer, shape: tuple[int, ...], **call: Any) -> str:
+        """The form in which apply runs a call on u of that shape: "scan", "convolution" or "chunked"; see Layer.apply.
+
+        >>> from ptd.reference import backend
+        >>> backend.form(S4D(2, 4), (1, 8, 2)), backend.form(S4D(2, 4), (1, 8, 2), form="chunked")
+        ('convolution', 'chunked')
+        """
+        return layer.form_of(self.kernels, shape, **call)
+
     def step(self, layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, **call: Any) -> Any:
         return layer.step(params, u_k, state, **call)
 
