@@ -215,6 +215,21 @@ def test_bad_input_is_named_in_one_line(message):
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize("value", ["nonsense", "float32", "float64", 16])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("torch", "None, or one of 'bfloat16', 'float16'"), ("jax", "None, or one of 'bfloat16'"), ("mlx", "None")],
+)
+def test_activations_that_a_backend_has_not_are_refused_by_name(name, expected, value):
+    backend = ptd.backend(name)
+    message = f"activations: expected {expected}, got {value!r}; None keeps the parameters' dtype"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        backend.learner(MODEL, MODEL_PARAMS, optimizer(), 0, activations=value)
+    leaves = {leaf: backend.asarray(array, "float32") for leaf, array in MODEL_PARAMS.items()}
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        backend.apply_model(MODEL, leaves, backend.asarray(np.ones((5, 3)), "float32"), activations=value)
+
+
 @pytest.mark.parametrize("name", ["gradients", "compiled", "learner"])
 def test_reference_refuses_what_it_cannot_do_with_the_reason(name):
     with pytest.raises(NotImplementedError, match=r"^numpy: no [a-z]+; NumPy has no [a-z ]+$"):

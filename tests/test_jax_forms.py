@@ -120,9 +120,11 @@ def test_blocks_divide_the_sequence_where_they_can(L, T):
 def test_the_form_and_the_blocks_of_a_call_are_visible_and_can_be_forced():
     layer = ptd.S5(4, 8, bidirectional=True)
     cpu, gpu = JaxBackend("cpu"), JaxBackend("gpu")
-    assert (cpu.form(layer), cpu.block_length(layer, (1, 4096, 4))) == ("scan", 2048)
-    assert (gpu.form(layer), gpu.block_length(layer, (1, 4096, 4))) == ("chunked", None)
-    assert (cpu.form(layer, form="chunked"), gpu.form(layer, resets=np.zeros(3, bool))) == ("chunked", "scan")
+    shape = (1, 4096, 4)
+    assert (cpu.form(layer, shape), cpu.block_length(layer, shape)) == ("scan", 2048)
+    assert (gpu.form(layer, shape), gpu.block_length(layer, shape)) == ("chunked", None)
+    assert cpu.form(layer, shape, form="chunked") == "chunked"
+    assert gpu.form(layer, shape, resets=np.zeros(4096, bool)) == "scan"
     assert JaxBackend("cpu", "tree").block_length(layer, (1, 4096, 4)) is None
     with pytest.raises(ValueError, match=r"recurrence: expected one of 'loop', 'pallas', .*, got 'fft'"):
         JaxBackend("cpu", "fft")

@@ -121,6 +121,77 @@ def test_it_belongs_to_the_recurrence_of_first_gradients_and_is_forced_with_it()
     assert JaxBackend("gpu", "tree").training.kernels.per_feature_chunks is None
 
 
+class Device:
+    """A GPU as far as its shared memory goes, in KiB; one of which XLA says nothing has None."""
+
+    def __init__(self, kib: int | None):
+        if kib is not None:
+            self.shared_memory_per_block_optin = kib * 1024
+
+
+@pytest.fixture
+def gpu_with(monkeypatch):
+    def set_to(kib: int | None) -> None:
+        monkeypatch.setattr(jax, "local_devices", lambda backend: [Device(kib)])
+
+    return set_to
+
+
+#: By chunk length, modes, dtype and setting of products: KiB that Triton 3.6 gives a program of the gradient, for
+#: devices with 163 KiB a program (sm_80); the same for those with 99 (sm_86, sm_120) at T = 64.
+TAKEN = {
+    (64, 64, "float32", "tensorfloat32"): 128,
+    (64, 32, "float32", "tensorfloat32"): 96,
+    (64, 16, "float32", "tensorfloat32"): 80,
+    (32, 64, "float32", "tensorfloat32"): 68,
+    (16, 64, "float32", "tensorfloat32"): 41,
+    (64, 64, "float32", "highest"): 176,
+    (64, 32, "float32", "highest"): 108,
+    (64, 16, "float32", "highest"): 76,
+    (32, 64, "float32", "highest"): 84,
+    (64, 64, "bfloat16", "tensorfloat32"): 64,
+    (64, 32, "bfloat16", "tensorfloat32"): 48,
+}
+
+
+@pytest.mark.parametrize(("case", "kib"), TAKEN.items(), ids=str)
+def test_shared_memory_is_never_less_than_what_the_compiler_takes(case, kib):
+    T, K, dtype, products = case
+    with jax.default_matmul_precision(products):
+        assert kib * 1024 <= pallas_chunks.shared_memory(T, K, dtype) <= 2 * kib * 1024
+
+
+@pytest.mark.parametrize(
+    ("kib", "modes", "products", "reason"),
+    [
+        (227, 64, "highest", None),
+        (163, 64, "highest", "196608 bytes of shared memory a program, not 166912"),
+        (163, 64, "tensorfloat32", None),
+        (99, 64, "tensorfloat32", "131072 bytes of shared memory a program, not 101376"),
+        (99, 32, "tensorfloat32", None),
+        (None, 64, "highest", None),
+    ],
+)
+def test_where_it_does_not_fit_the_parts_run_and_the_backend_says_why(kib, modes, products, reason, gpu_with):
+    gpu_with(kib)
+    layer, gpu = ptd.S4D(2, 2 * modes), JaxBackend("gpu").training
+    params = {n: jnp.asarray(v, "float32") for n, v in ptd.initialize(layer, np.random.default_rng(0)).items()}
+    u = jnp.zeros((1, 64, 2), "float32")
+    with jax.default_matmul_precision(products):
+        assert gpu.lacking(layer, 64) == reason
+        program = jax.make_jaxpr(lambda u: layer.apply(params, u, kernels=gpu.kernels))(u)
+    assert ("ptd_chunks" in str(program)) == (reason is None)
+
+
+def test_what_else_keeps_chunks_from_the_kernel_is_said_too():
+    gpu = JaxBackend("gpu")
+    assert gpu.lacking(ptd.S4D(2, 4), 64) == "recurrence='pallas', not 'tree'"
+    assert gpu.training.lacking(ptd.S5(2, 4), 64) == "an S4D or DSS layer, not s5"
+    assert gpu.training.lacking(ptd.S4D(2, 4), 20) == "chunks of 16, 32, 64 samples, not 20"
+    assert gpu.training.lacking(ptd.DSS(2, 65), 64) == "at most 64 modes, not 65"
+    assert gpu.training.lacking(ptd.DSS(2, 64), 64) is None
+
+
 def test_programs_take_few_rows_where_many_would_be_empty_or_crowd_out_others():
     fast, exact = lax.DotAlgorithmPreset.TF32_TF32_F32, lax.DotAlgorithmPreset.TF32_TF32_F32_X3
     assert [pallas_chunks._rows(N, fast) for N in (1, 17, 32, 500)] == [16, 64, 64, 64]

@@ -43,7 +43,8 @@ class JaxBackend(PortableBackend):
             another to export for it; results are the same.
         recurrence: how recurrences run, "loop", "tree" or, without forward-mode derivatives, "pallas" on a GPU and
             "pallas-tpu" on a TPU; by default "loop" on a CPU and "tree" elsewhere, and in a learner on a GPU "pallas",
-            which also runs the chunked form of S4D and DSS as one kernel (ptd_jax.pallas_chunks).
+            which also runs the chunked form of S4D and DSS as one kernel (ptd_jax.pallas_chunks) where it fits into
+            the GPU's shared memory; see lacking.
         chunk: samples per chunk of the chunked form; by default by size.
     """
 
@@ -94,14 +95,23 @@ class JaxBackend(PortableBackend):
 
         On a CPU that of S5 does; another recurrence than the loop takes the whole sequence at once.
         """
-        if self.recurrence != "loop" or self.form(layer, **call) != "scan":
+        if self.recurrence != "loop" or self.form(layer, shape, **call) != "scan":
             return None
         T = blocks.block_length(layer, shape)
         return T if blocks.fits(layer, shape, T, call) else None
 
-    def form(self, layer: Layer, **call: Any) -> str:
-        """The form in which apply runs a call that names none: "scan", "convolution" or "chunked"."""
-        return layer.form_of(self.kernels, **call)
+    def lacking(self, layer: Layer, L: int, dtype: str = "float32") -> str | None:
+        """What keeps chunks of a layer on L samples of dtype from running as one kernel, in words; None where they do.
+
+        A learner asks backend.training. Without the kernel the chunks' parts run one by one, with the same results.
+        """
+        if self.kernels.per_feature_chunks is None:
+            return f"recurrence='pallas', not {self.recurrence!r}"
+        if layer.kind not in ("s4d", "dss"):
+            return f"an S4D or DSS layer, not {layer.kind}"
+        from .pallas_chunks import device_limit, lacking
+
+        return lacking(self.kernels.chunk_length(layer, L), layer.modes, dtype, device_limit())
 
     def step(self, layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, **call: Any) -> Any:
         return _step(layer, params, u_k, state, **call)
@@ -136,7 +146,7 @@ class JaxBackend(PortableBackend):
         """
         from .training import JaxLearner
 
-        model.check(params)
+        self.check_learner(model, params, activations)
         return JaxLearner(self.training, model, params, optimizer, seed, activations, mesh)
 
 

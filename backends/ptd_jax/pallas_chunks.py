@@ -85,10 +85,48 @@ def per_feature_chunks(
 
 
 def _applies(u: Array, system: ChunkSystem, interpret: bool) -> bool:
-    """Whether the kernel takes a call: a diagonal of few modes, chunks as long as a tile, float32 states."""
-    diagonal = jnp.iscomplexobj(system.decay)
-    wide = system.into.dtype == jnp.float32 or interpret
-    return diagonal and wide and u.size > 0 and system.into.shape[1] in LENGTHS and system.decay.shape[-1] <= MOST_MODES
+    """Whether the kernel takes a call: a diagonal, float32 states, and what lacking asks for."""
+    if not jnp.iscomplexobj(system.decay) or not (system.into.dtype == jnp.float32 or interpret) or u.size == 0:
+        return False
+    return lacking(system.into.shape[1], system.decay.shape[-1], u.dtype, None if interpret else device_limit()) is None
+
+
+def lacking(T: int, M: int, dtype: Any, limit: int | None) -> str | None:
+    """What keeps the kernel from running chunks of T samples of dtype through M modes, in words; None if nothing does.
+
+    Args:
+        limit: bytes of shared memory that a program may have, None if unknown; see device_limit.
+    """
+    if T not in LENGTHS:
+        return f"chunks of {', '.join(map(str, LENGTHS))} samples, not {T}"
+    if M > MOST_MODES:
+        return f"at most {MOST_MODES} modes, not {M}"
+    need = shared_memory(T, max(SMALLEST, pl.next_power_of_2(M)), dtype)
+    if limit is not None and need > limit:
+        return f"{need} bytes of shared memory a program, not {limit}"
+    return None
+
+
+def shared_memory(T: int, K: int, dtype: Any) -> int:
+    """Bytes of shared memory that a program of the gradient may take, with chunks of T samples and K modes.
+
+    Two stages of what it loads, two tiles to turn products around, and where a product of float32 is three of TF32 both
+    parts of each matrix. For GPUs with 99 and 163 KiB a program (sm_80, sm_86, sm_120) Triton 3.6 takes that or down to
+    half; for sm_90 and sm_100, which have 227 KiB, it may take more, 176 KiB at most.
+    """
+    dtype = jnp.dtype(dtype)
+    split = _precision(dtype, False) is lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+    R, size = FEW if split else MANY, dtype.itemsize
+    return size * (2 * R * (T + 2 * K) + 2 * R * T + (2 * (4 * K * T + T * T) if split else 0))
+
+
+def device_limit() -> int | None:
+    """Bytes of shared memory that a program may have on the first GPU; None without one, or where XLA does not say."""
+    try:
+        device, *_ = jax.local_devices(backend="gpu")
+    except RuntimeError:
+        return None
+    return getattr(device, "shared_memory_per_block_optin", None)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -229,7 +229,7 @@ def _params(backend: JaxBackend, layer: Layer) -> dict[str, Any]:
 
 def _plan(backend: JaxBackend, layer: Layer, shape: tuple[int, ...]) -> str:
     T = backend.block_length(layer, shape)
-    return f"form {backend.form(layer)}" + (f" in blocks of {T}" if T else "")
+    return f"form {backend.form(layer, shape)}" + (f" in blocks of {T}" if T else "")
 
 
 def _compiled(function: Any, *arguments: Any) -> tuple[Callable, float, int]:

@@ -69,9 +69,7 @@ class MlxBackend(PortableBackend):
     ) -> Any:
         from .training import MlxLearner
 
-        if activations is not None:
-            raise checks.fail("activations", "None", repr(activations), "this backend trains in float32")
-        model.check(params)
+        self.check_learner(model, params, activations)
         return MlxLearner(self, model, params, optimizer, seed)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptd import arrays, checks
+from ptd.kernels import Kernels
 from ptd.layers import Layer
 from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
@@ -92,12 +93,15 @@ class TorchBackend(PortableBackend):
 
         On a GPU so are the kernels of form "convolution" in float32, and those of form "chunked" but for S5's. In
         forward mode, and under torch.func where they have no rule, core's definitions run; named kernels are refused.
+        What torch compiles or exports takes no form by size: there S4D and DSS run in chunks.
         """
         for name in fused:
             checks.choice("fused", name, PARTS)
         if fused and not plain():
             raise checks.fail("fused", "no kernels by name under torch.func or in forward mode", sorted(fused))
         kernels = KERNELS[u.device.type] if isinstance(u, Tensor) else self.kernels
+        if torch.compiler.is_compiling():  # a comparison would bind sizes that an exporter leaves open
+            kernels = dataclasses.replace(kernels, convolution_wins=Kernels.convolution_wins)
         tiled = "tiles" in fused
         if "chunks" in fused:
             kernels = dataclasses.replace(kernels, mixing_chunks=functools.partial(mixing_chunks, tiled=tiled))
@@ -135,12 +139,20 @@ class TorchBackend(PortableBackend):
         return Stepper(module, batch)
 
     def learner(
-        self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int, **options: Any
+        self,
+        model: SequenceModel,
+        params: Mapping[str, NDArray],
+        optimizer: Optimizer,
+        seed: int,
+        *,
+        activations: str | None = None,
+        **options: Any,
     ) -> Any:
+        """See ptd.contract.Backend; options are those of ptd_torch.training.TorchLearner."""
         from .training import TorchLearner
 
-        model.check(params)
-        return TorchLearner(self, model, params, optimizer, seed, **options)
+        self.check_learner(model, params, activations)
+        return TorchLearner(self, model, params, optimizer, seed, activations=activations, **options)
 
 
 def _as_tensors(call: dict[str, Any], u: Any) -> dict[str, Any]:

@@ -106,6 +106,15 @@ def chunk_length_on_cpu(layer: Any, L: int) -> int:
     return max(1, min(wanted, L))
 
 
+def convolution_wins_on_cpu(layer: Any, sequences: int, L: int) -> bool:
+    """Whether a run from rest is faster by convolution than by chunks on a CPU: for many modes, short or in batches.
+
+    Chunks cost each sample T + 4 P products for P modes, a transform costs the same for all P; its kernel costs as much
+    whatever the batch. Measured (benchmarks/notes.md): 1.4 to 6.8 times as fast with gradients, 1.9 to 2.5 without.
+    """
+    return layer.kind in ("s4d", "dss") and layer.modes >= 64 and 2048 * sequences >= L
+
+
 _SHARED: dict[str, Any] = {
     "scan": scan,
     "carries": carries,
@@ -121,6 +130,11 @@ _CHUNKED = {"s5": "chunked", "s4d": "chunked", "dss": "chunked"}
 
 #: Kernels by the type of device.
 KERNELS = {
-    "cpu": Kernels(**_SHARED, forms=_CHUNKED, chunk_length=chunk_length_on_cpu),
+    "cpu": Kernels(
+        **_SHARED,
+        forms=_CHUNKED,
+        convolution_wins=convolution_wins_on_cpu,
+        chunk_length=chunk_length_on_cpu,
+    ),
     "cuda": Kernels(**_SHARED, forms=_CHUNKED | {"s4": "chunked"}, chunk_length=chunk_length_on_gpu),
 }

@@ -29,6 +29,13 @@ def choice(argument: str, value: Any, options: Iterable[str]) -> None:
         raise fail(argument, "one of " + ", ".join(map(repr, names)), repr(value))
 
 
+def activations(value: Any, options: Iterable[str]) -> None:
+    """Raise unless value is None or one of the dtypes in options, those that a backend's kernels take."""
+    if value is not None and value not in (names := sorted(options)):
+        expected = "None" + (", or one of " + ", ".join(map(repr, names)) if names else "")
+        raise fail("activations", expected, repr(value), "None keeps the parameters' dtype")
+
+
 def shape(argument: str, array: Any, expected: tuple[int, ...], meaning: str) -> None:
     """Raise unless array's shape equals expected; meaning names the axes and where their sizes come from."""
     if tuple(np.shape(array)) != expected:

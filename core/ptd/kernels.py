@@ -52,6 +52,9 @@ class Kernels:
     mixing_states: Callable[..., Array] | None = None
     #: The form that is fastest here, by the kind of a layer; layers not named run in their own default form.
     forms: Mapping[str, str] = field(default_factory=dict)
+    #: Whether a run from rest without a final state is faster in form "convolution" than in that of forms: from the
+    #: layer, the number of sequences in the batch and L.
+    convolution_wins: Callable[[Any, int, int], bool] = lambda layer, sequences, L: False
 
     def with_carries(self, carries: Callable[..., tuple[Array, Array]], **changes: Any) -> Kernels:
         """This table with other carries, and without what runs chunks as a whole, which would not ask for them."""

@@ -68,10 +68,20 @@ class PortableBackend:
     def apply(self, layer: Layer, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
         return layer.apply(params, u, kernels=self.kernels, **call)
 
+    def form(self, layer: Layer, shape: tuple[int, ...], **call: Any) -> str:
+        """The form in which apply runs a call on u of that shape: "scan", "convolution" or "chunked"; see Layer.apply.
+
+        >>> from ptd.reference import backend
+        >>> backend.form(S4D(2, 4), (1, 8, 2)), backend.form(S4D(2, 4), (1, 8, 2), form="chunked")
+        ('convolution', 'chunked')
+        """
+        return layer.form_of(self.kernels, shape, **call)
+
     def step(self, layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, **call: Any) -> Any:
         return layer.step(params, u_k, state, **call)
 
     def apply_model(self, model: SequenceModel, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
+        checks.activations(call.get("activations"), self.kernels.activations)
         return model.apply(params, u, run=self.apply, **call)
 
     def gradients(self, function: Callable[..., Array], arguments: dict[str, Array]) -> dict[str, Array]:
@@ -93,6 +103,11 @@ class PortableBackend:
         activations: str | None = None,
     ) -> Learner:
         raise self._lacks("training")
+
+    def check_learner(self, model: SequenceModel, params: Mapping[str, NDArray], activations: str | None) -> None:
+        """Raise ValueError where the arguments of learner do not fit; a backend that trains calls this first."""
+        model.check(params)
+        checks.activations(activations, self.kernels.activations)
 
     # --- constructors ------------------------------------------------------------------------------------------
 

@@ -142,18 +142,23 @@ class Layer:
     def form_of(
         self,
         kernels: Kernels,
+        shape: tuple[int, ...],
         *,
         state: Any = None,
         resets: Any = None,
         step_scale: Any = None,
+        return_state: bool = False,
         form: str | None = None,
         **_: Any,
     ) -> str:
-        """The form in which apply runs a call: the one asked for, else the fastest on kernels that supports it."""
+        """The form in which apply runs a call on u of that shape: the one asked for, else the fastest on kernels."""
         if form is not None:
             return form
         if resets is not None or _per_sample(step_scale):
             return "scan"
+        from_rest = state is None and not return_state
+        if from_rest and _known(shape) and kernels.convolution_wins(self, math.prod(shape[:-2]), shape[-2]):
+            return "convolution"
         fastest = kernels.forms.get(self.kind, self.default_form)
         return "scan" if fastest == "chunked" and self.bidirectional and state is not None else fastest
 
@@ -204,7 +209,7 @@ class Layer:
         self.check_call(params, u, **call, activations=kernels.activations)
         signal = self.signal(u, lengths, resets, step_scale, params["log_step"].dtype)
         starts = self._starts(state)
-        form = self.form_of(kernels, **call)
+        form = self.form_of(kernels, u.shape, return_state=return_state, **call)
         if form == "chunked":
             y, end = self.chunked(params, signal, starts[0], return_state, kernels)
             y = sequences.mask(y, signal.lengths)
@@ -373,3 +378,8 @@ class Layer:
 def _per_sample(step_scale: Any) -> bool:
     """Whether step_scale is one per sample. Without np.ndim, which a tracing compiler (torch 2.11) runs as a tensor."""
     return isinstance(step_scale, (list, tuple)) or getattr(step_scale, "ndim", 0) > 0
+
+
+def _known(shape: tuple[int, ...]) -> bool:
+    """Whether all sizes are numbers: a comparison would bind those that an exporter leaves open."""
+    return all(isinstance(size, int) for size in shape)
