@@ -66,11 +66,13 @@ class MlxBackend(PortableBackend):
         seed: int,
         *,
         activations: str | None = None,
+        devices: int = 1,
     ) -> Any:
         from .training import MlxLearner
 
         if activations is not None:
             raise checks.fail("activations", "None", repr(activations), "this backend trains in float32")
+        checks.one_device(self.name, devices)
         model.check(params)
         return MlxLearner(self, model, params, optimizer, seed)
 

@@ -135,10 +135,18 @@ class TorchBackend(PortableBackend):
         return Stepper(module, batch)
 
     def learner(
-        self, model: SequenceModel, params: Mapping[str, NDArray], optimizer: Optimizer, seed: int, **options: Any
+        self,
+        model: SequenceModel,
+        params: Mapping[str, NDArray],
+        optimizer: Optimizer,
+        seed: int,
+        *,
+        devices: int = 1,
+        **options: Any,
     ) -> Any:
         from .training import TorchLearner
 
+        checks.one_device(self.name, devices)
         model.check(params)
         return TorchLearner(self, model, params, optimizer, seed, **options)
 
