@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lra_sources import load, small_sets, tiny
+from lra_sources import Stops, load, small_sets, tiny
 
 import ptd
 from ptd_conformance.lra import checkpoint, clock, recipe, results, store
@@ -48,18 +48,6 @@ RECIPES = {
     "mnist": "s5",
     "pmnist": "s5",
 }
-
-
-class Stops(clock.Clock):
-    """A clock that stops a run after so many questions whether there is time."""
-
-    def __init__(self, after: int):
-        super().__init__()
-        self.left = after
-
-    def has(self, needed: float) -> bool:
-        self.left -= 1
-        return self.left >= 0
 
 
 def state(folder: Path) -> tuple[dict, dict]:
