@@ -1,4 +1,4 @@
-"""Small made-up sources in the official formats, small recipes and a short clock, for the tests of the Long Range Arena."""
+"""Small made-up sources in the official formats, small recipes, and a clock that stops, for the tests of the Arena."""
 
 from __future__ import annotations
 
