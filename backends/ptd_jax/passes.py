@@ -137,6 +137,7 @@ def _normalized_backward(kept: tuple, g: Array) -> tuple:
     from_moments = shift + d * slope
     dx = wide * _once(factor) - (from_moments if valid is None else jnp.where(valid, from_moments, 0.0))
     nothing = jnp.zeros_like(mean)
+    # What own rows give: of leaves the learner adds it up.
     return dx.astype(x.dtype), own[1] * r, own[0], nothing, nothing, None
 
 

@@ -496,7 +496,7 @@ def moments(
         x: (..., L, H).
         lengths: integer (...), valid lengths, or None.
         near: (H,), a guess of the mean, such as that of earlier batches; None to find one first.
-        total: adds sums to those over rows that lie elsewhere, from where near is the same.
+        total: adds the sums over rows that lie elsewhere, where near is the same.
 
     Returns:
         mean and var, each (H,); var >= 0.
