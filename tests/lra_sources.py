@@ -1,4 +1,4 @@
-"""Small made-up sources in the official formats, and small recipes, for the tests of the Long Range Arena."""
+"""Small made-up sources in the official formats, small recipes, and a clock that stops, for the tests of the Arena."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ptd_conformance.lra import images, reviews, store, tasks
+from ptd_conformance.lra import clock, images, reviews, store, tasks
 from ptd_conformance.lra.recipe import Recipe, recipe
 
 PER_BATCH = 40
@@ -171,6 +171,18 @@ def tiny(task: str, name: str, **training: Any) -> Recipe:
         layer |= {"d_state": 4}  # ListOps' blocks of 2
     options = {"batch": 8, "epochs": 2, "warmup_epochs": 0} | training
     return dataclasses.replace(full, layer=layer, model={**full.model, "n_layers": 1}, training=options)
+
+
+class Stops(clock.Clock):
+    """A clock that stops a run after so many questions whether there is time."""
+
+    def __init__(self, after: int):
+        super().__init__()
+        self.left = after
+
+    def has(self, needed: float) -> bool:
+        self.left -= 1
+        return self.left >= 0
 
 
 def load(base: Path, task: str, longest: int | None = 128) -> store.DataSet:

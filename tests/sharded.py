@@ -13,7 +13,6 @@ from numpy.testing import assert_allclose
 
 import ptd
 from ptd_jax import JaxBackend, backend, kernels, pallas_chunks, pallas_gpu, sharding, speed
-from ptd_jax.training import CHUNK
 
 L = 32
 
@@ -130,38 +129,6 @@ def states_may_enter_kernels_across_devices(layer, L) -> None:
     compare("kernels across", jax.jit(across)(placed(u, "data", "time")), backend.apply(layer, params, jnp.asarray(u)))
 
 
-def learner_is_data_parallel() -> None:
-    """Losses, leaves and outputs of a learner on a mesh, by the GPU kernels, are one device's, moments included;
-
-    it goes on from a snapshot bit for bit, and evaluates batches that do not divide by the devices.
-    """
-    model = ptd.SequenceModel(ptd.S5(4, 4, bidirectional=True), 1, 1, 3, norm="batch", dropout=0.3, tie_dropout=True)
-    leaves, rng = model.initialize(np.random.default_rng(0), init="legs"), np.random.default_rng(8)
-    data = rng.standard_normal((40, L, 1)), rng.integers(0, 3, 40), rng.integers(9, L, 40)
-    order, rule = rng.permutation(32).reshape(4, 8), ptd.Optimizer(lr=1e-2, total_steps=9)
-    data = (data[0].astype(np.float32), *data[1:])
-    on_mesh = JaxBackend("gpu", "kernels", chunk=1)
-    one, many, again = (
-        own.learner(model, leaves, rule, 0, **options)
-        for own, options in ((backend, {}), (on_mesh, {"mesh": grid()}), (on_mesh, {"mesh": grid()}))
-    )
-    losses, sets = [], [learner.place(*data) for learner in (one, many)]
-    for learner, whole in zip((one, many), sets, strict=True):
-        losses.append([learner.train(whole, order[:2]), learner.snapshot(), learner.train(whole, order[2:])])
-    assert_allclose(losses[1][0], losses[0][0], rtol=1e-5)
-    assert_allclose(losses[1][2], losses[0][2], rtol=1e-4)
-    for name, expected in one.parameters().items():
-        assert_allclose(many.parameters()[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
-    rows = np.arange(35, 40)
-    assert_allclose(many.evaluate(sets[1], rows, 3), one.evaluate(sets[0], rows, 3), rtol=1e-4, atol=1e-5)
-    assert_allclose(many.outputs(data[0][:3]), one.outputs(data[0][:3]), rtol=1e-4, atol=1e-5)
-    again.restore(losses[1][1])
-    assert (again.train(sets[1], order[2:]) == losses[1][2]).all()
-    assert all((value == many.parameters()[name]).all() for name, value in again.parameters().items())
-    arguments = (many._state, many._key, sets[1], np.zeros((CHUNK, 8), np.int32), np.int32(1))
-    assert moved_whole(many._programs.run.lower(*arguments).compile()) == set()
-
-
 def two_devices_are_measured() -> None:
     """On sizes that say nothing about speed; a step on one device is taken to last a second a sequence."""
     speed.BUDGET, measured = 0.0, speed._training_step
@@ -178,11 +145,16 @@ def two_devices_are_measured() -> None:
     assert sequence.label == f"one sequence of {L} across two devices, forward + backward, recurrence loop"
 
 
-if __name__ == "__main__":
+def register_kernels() -> None:
+    """The recurrence "kernels", and products in full: a GPU rounds their factors otherwise."""
     pallas_gpu.UNROLL = 1  # shorter programs: what is unrolled is tested elsewhere
     pallas_chunks.SHORTEST_SEGMENT = 1
     kernels.RECURRENCES["kernels"] = lambda: kernels.Recurrence(*KERNELS)
-    jax.config.update("jax_default_matmul_precision", "highest")  # a GPU rounds the factors of products otherwise
+    jax.config.update("jax_default_matmul_precision", "highest")
+
+
+if __name__ == "__main__":
+    register_kernels()
     with jax.enable_x64(True):
         gradients_equal(ptd.S5(3, 4, bidirectional=True), None)
         gradients_equal(ptd.S4D(3, 4), np.array([L, 13]))
@@ -194,7 +166,6 @@ if __name__ == "__main__":
     kernels_run_where_their_rows_lie(ptd.S5(3, 4, bidirectional=True), 1)
     kernels_run_where_their_rows_lie(ptd.S4D(3, 4), 4)
     kernels_run_where_their_rows_lie(ptd.S4D(3, 4, bidirectional=True), 16)
-    learner_is_data_parallel()
     if ON_CPU:
         two_devices_are_measured()
     print("equal")

@@ -94,7 +94,7 @@ def test_a_training_pass_by_these_blocks_is_cores(activation, norm):
         return jnp.sum(y**3), updated
 
     def blocks(model, i, leaves, x, **call):
-        return passes.training_block(model, i, leaves, x, key=KEY, **call)
+        return passes.training_block(model, i, leaves, x, key=KEY, batch=len(x), **call)
 
     found = jax.jit(jax.value_and_grad(lambda p: loss(p, run_block=blocks), has_aux=True))(trained)
     expected = jax.jit(jax.value_and_grad(loss, has_aux=True))(trained)

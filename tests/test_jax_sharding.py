@@ -20,11 +20,12 @@ LAYER = ptd.S5(2, 4)
 MESH = Mesh(np.array(jax.devices()[:1]), ("time",))
 
 
-def test_eight_devices_equal_one():
-    """Sequence parallel, data parallel and both, gradients included; see sharded.py. The devices are host threads."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+@pytest.mark.parametrize(("script", "devices"), [("sharded.py", 8), ("data_parallel.py", 4)])
+def test_several_devices_equal_one(script, devices):
+    """Sequence parallel, data parallel and both, gradients included; learners; runs. The devices are host threads."""
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
     flags["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most of the time is the compiler's
-    script = Path(__file__).with_name("sharded.py")
+    script = Path(__file__).with_name(script)
     done = subprocess.run([sys.executable, script], env=os.environ | flags, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr[-2000:]
 
@@ -39,6 +40,12 @@ def test_learner_on_a_mesh_of_one_device_is_one():
     assert_allclose([other.step(u, targets) for _ in range(2)], [one.step(u, targets) for _ in range(2)], rtol=1e-5)
     with pytest.raises(ValueError, match=r"mesh: expected a jax\.sharding\.Mesh, got 2"):
         backend.learner(model, leaves, rule, 0, mesh=2)
+    with pytest.raises(ValueError, match=r"devices: expected 1 with mesh, got 2; a mesh names its devices"):
+        backend.learner(model, leaves, rule, 0, mesh=mesh, devices=2)
+    with pytest.raises(ValueError, match=r"devices: expected at most the \d+ that jax finds, got 99; pass fewer"):
+        backend.learner(model, leaves, rule, 0, devices=99)
+    with pytest.raises(ValueError, match=r"devices: expected a positive integer, got 0"):
+        backend.learner(model, leaves, rule, 0, devices=0)
 
 
 @pytest.mark.parametrize(

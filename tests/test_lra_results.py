@@ -32,6 +32,7 @@ def record(**changes) -> results.Record:
         "seed": 0,
         "epochs": 40,
         "activations": "float32",
+        "devices": [1],
         "full": True,
         "state": "complete",
         "note": "",
@@ -64,11 +65,17 @@ def test_what_further_samples_say_stands_beside_the_result():
     assert found.outcome == "missed"
 
 
-def test_a_record_from_before_activations_could_be_narrower_is_of_float32(tmp_path):
-    old = {name: value for name, value in record().items() if name != "activations"}
+def test_a_record_that_does_not_say_is_of_float32_on_one_device(tmp_path):
+    old = {name: value for name, value in record().items() if name not in ("activations", "devices")}
     results.write(tmp_path / "old.json", old)
     (found,) = [s for s in standings.standings(results.read_all(tmp_path)) if s.backend]
     assert found.note == ""
+
+
+def test_devices_of_a_run_are_said_where_they_were_several():
+    ran = [record(devices=[1, 2]), record(seed=1, devices=[2])]
+    (found,) = [s for s in standings.standings(ran) if s.backend]
+    assert found.note == "on 1 and 2 devices"
 
 
 def test_a_run_under_way_says_how_far_it_came():

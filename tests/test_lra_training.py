@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lra_sources import load, small_sets, tiny
+from lra_sources import Stops, load, small_sets, tiny
 
 import ptd
 from ptd_conformance.lra import checkpoint, clock, recipe, results, store
@@ -49,18 +49,6 @@ RECIPES = {
     "mnist": "s5",
     "pmnist": "s5",
 }
-
-
-class Stops(clock.Clock):
-    """A clock that stops a run after so many questions whether there is time."""
-
-    def __init__(self, after: int):
-        super().__init__()
-        self.left = after
-
-    def has(self, needed: float) -> bool:
-        self.left -= 1
-        return self.left >= 0
 
 
 def state(folder: Path) -> tuple[dict, dict]:
@@ -207,6 +195,16 @@ def test_run_killed_in_the_middle_of_a_save_resumes_as_if_nothing_happened(whole
     assert run.go(clock.Clock())
     assert_same(tmp_path, folder)
     assert not list(tmp_path.glob(".checkpoint*"))
+
+
+def test_checkpoint_from_before_there_could_be_several_devices_is_of_one(whole, tmp_path):
+    small, data, folder = whole
+    arrays, values = checkpoint.load(folder)
+    del values["progress"]["devices"]
+    checkpoint.save(tmp_path, arrays, values)
+    run = Run(small, data, JAX, 3, tmp_path)
+    assert run.restore()
+    assert run.progress.devices == [1]
 
 
 @pytest.mark.parametrize("what", ["seed", "epochs", "recipe", "activations"])
@@ -387,6 +385,18 @@ def test_command_trains_with_narrower_activations_and_says_so(small_sets, own_re
     assert results.read(tmp_path / "mnist-small-jax-0.json")["activations"] == "bfloat16"
     refused = train("mnist", *options, "--backend", "mlx", "--resume", data=small_sets)
     assert refused.stderr.startswith("ptd: activations: expected None, got 'bfloat16'")
+
+
+def test_command_trains_on_two_devices_and_says_so(small_sets, own_recipe, tmp_path, monkeypatch):
+    options = ("mnist", "--recipe", own_recipe, "--out", str(tmp_path), "--devices", "2")
+    refused = train(*options, "--backend", "torch", data=small_sets)
+    message = "ptd: devices: expected 1, what torch trains on, got 2; take the jax backend, --backend jax\n"
+    assert refused.stderr == message
+    monkeypatch.setitem(ENVIRONMENT, "XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    done = train(*options, data=small_sets)
+    assert done.returncode == 0, done.stderr
+    assert "jax on 2 x cpu, seed 0" in done.stdout
+    assert results.read(tmp_path / "mnist-small-jax-0.json")["devices"] == [2]
 
 
 def test_command_stops_within_its_budget_with_status_0(small_sets, own_recipe, tmp_path):

@@ -137,17 +137,20 @@ class JaxBackend(PortableBackend):
         seed: int,
         *,
         activations: str | None = None,
+        devices: int = 1,
         mesh: jax.sharding.Mesh | None = None,
     ) -> Any:
-        """See ptd.contract.Backend; over the devices of a mesh, if there is one.
+        """See ptd.contract.Backend; over the first devices that jax finds, or over those of a mesh, if there is one.
 
-        Batches are split over all of them, and a step is that of the whole batch: its losses, gradients, moments and
-        dropout are one device's up to rounding. Every device holds the whole state, and data sets of place.
+        train and evaluate split batches over them, of any size. Every device holds the whole state and the data sets of
+        place; outputs runs whole on each.
         """
+        from .placement import Placement
         from .training import JaxLearner
 
         self.check_learner(model, params, activations)
-        return JaxLearner(self.training, model, params, optimizer, seed, activations, mesh)
+        placement = Placement.over(mesh, devices)
+        return JaxLearner(self.training, model, params, optimizer, seed, activations, placement)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames=("return_state", "form"))

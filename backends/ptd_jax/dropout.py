@@ -16,6 +16,8 @@ from jax import lax
 
 from ptd.arrays import Array
 
+from . import placement
+
 
 def dropout(key: Array) -> Callable[[Array, float, bool], Array]:
     """ptd.model.Training.dropout of one pass of a model.
@@ -31,7 +33,9 @@ def dropped(x: Array, key: Array, rate: float, over_time: bool) -> Array:
     """x (..., L, H) under the mask of a key, or, over time, of one mask per sequence and feature; linear in x."""
     shape = (*x.shape[:-2], 1, x.shape[-1]) if over_time else x.shape
     position = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    kept = mixed(position + key) >= jnp.uint32(int(rate * 2**32))
+    # Several devices draw the masks of one, each those of its rows.
+    first = jnp.uint32(placement.before(position.size))
+    kept = mixed(position + (first + key)) >= jnp.uint32(int(rate * 2**32))
     # A mask over time is small: drawn before the pass that multiplies by it, not by each of its numbers.
     kept = lax.optimization_barrier(kept) if over_time else kept
     return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))

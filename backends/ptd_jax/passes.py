@@ -22,6 +22,7 @@ from ptd.arrays import Array
 from ptd.model import NORM_EPSILON, SequenceModel, Training, moments, sigmoid
 from ptd.model import gelu as gelu_of
 
+from . import placement
 from .dropout import call_key, dropout, dropped
 
 #: The parts below that blocks take. Passes over an activation in a step, by XLA's programs for an H200 (jax 0.11), with
@@ -31,15 +32,21 @@ PARTS = ("batch_norm", "own_gelu", "gated_sum")
 
 
 def training_block(
-    model: SequenceModel, i: int, leaves: Mapping[str, Array], x: Array, *, key: Array, **call: Any
+    model: SequenceModel, i: int, leaves: Mapping[str, Array], x: Array, *, key: Array, batch: int, **call: Any
 ) -> tuple[Array, dict[str, Array]]:
-    """SequenceModel.block of a training pass by the functions below, its dropout drawn from the pass's key and i."""
-    own = call_key(key, i)
+    """SequenceModel.block of a training pass by the functions below, its dropout drawn from the pass's key and i.
+
+    batch: rows on all devices.
+    """
+    own, counts = call_key(key, i), placement.counts(len(x), batch)
 
     def end(keep: Array, z: Array, bias: Array, x: Array) -> Array:
         return gated_sum(keep, z, bias, x, call_key(own, 0), model.dropout, model.tie_dropout)
 
-    parts = {"batch_norm": batch_norm, "own_gelu": gelu, "gated_sum": end}
+    def norm(x: Array, lengths: Array | None, *rest: Array) -> tuple[Array, Array, Array]:
+        return batch_norm(x, _counted(lengths, counts, x), *rest)
+
+    parts = {"batch_norm": norm, "own_gelu": gelu, "gated_sum": end}
     call |= {"training": Training(dropout(own))} | {name: parts[name] for name in PARTS}
     return model.block(i, leaves, x, **call)
 
@@ -98,7 +105,7 @@ def batch_norm(
     x: Array, lengths: Array | None, scale: Array, bias: Array, near: Array | None = None
 ) -> tuple[Array, Array, Array]:
     """ptd.model.batch_norm; mean and variance come without a gradient of their own."""
-    mean, var = lax.stop_gradient(moments(x.astype(scale.dtype), lengths, near))
+    mean, var = lax.stop_gradient(moments(x.astype(scale.dtype), lengths, near, placement.total))
     valid = None if lengths is None else sequences.valid(lengths, x.shape[-2])[..., None]
     return _normalized(x, scale, bias, mean, var, valid), mean, var
 
@@ -122,17 +129,27 @@ def _normalized_backward(kept: tuple, g: Array) -> tuple:
     r, axes = lax.rsqrt(var + NORM_EPSILON), tuple(range(x.ndim - 1))
     wide, d = g.astype(scale.dtype), x.astype(scale.dtype) - mean
     n = math.prod(x.shape[:-1]) if valid is None else jnp.sum(valid, dtype=scale.dtype)
-    total, along = jnp.sum(wide, axis=axes), jnp.sum(wide * d, axis=axes)
+    own = jnp.sum(wide, axis=axes), jnp.sum(wide * d, axis=axes)
+    total, along, n = placement.total((*own, n))
     factor = scale * r
     shift = _once(factor * total / n)
     slope = _once(jnp.where(var > 0.0, factor * r * r * along / n, 0.0))
     from_moments = shift + d * slope
     dx = wide * _once(factor) - (from_moments if valid is None else jnp.where(valid, from_moments, 0.0))
     nothing = jnp.zeros_like(mean)
-    return dx.astype(x.dtype), along * r, total, nothing, nothing, None
+    # What own rows give: of leaves the learner adds it up.
+    return dx.astype(x.dtype), own[1] * r, own[0], nothing, nothing, None
 
 
 _normalized.defvjp(_normalized_forward, _normalized_backward)
+
+
+def _counted(lengths: Array | None, counts: Array | None, x: Array) -> Array | None:
+    """Lengths with which rows that do not count have no valid sample."""
+    if counts is None:
+        return lengths
+    lengths = jnp.full(x.shape[:-2], x.shape[-2]) if lengths is None else lengths
+    return jnp.where(counts.reshape(-1, *(1,) * (lengths.ndim - 1)), lengths, 0)
 
 
 def _anew(*arrays: Array) -> tuple[Array, ...]:

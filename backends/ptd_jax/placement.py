@@ -1,52 +1,100 @@
-"""Where a learner's arrays lie: on one device, or in a mesh, batches split over its devices and all else whole on each.
+"""Where a learner's arrays lie and its programs run: on one device, or on several that share the rows of a batch.
 
-XLA adds the sums over devices that follow: of a batch's moments, of the loss, and of gradients.
+Several run one device's program, each on its own rows (jax.shard_map), and add what is summed over the batch: moments,
+loss and gradients. To XLA's partitioner this is not left: it gathered whole batches for Fourier transforms and broke
+off on the gradient of S4D's convolution form (jax 0.10).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ptd import checks
+from ptd.arrays import Array
+
+#: The mesh axis that the rows of a batch are split over.
+ROWS = "rows"
 
 
 class Placement(NamedTuple):
-    """One device if mesh is None."""
+    """One device if mesh is None, else all of a mesh with the one axis ROWS."""
 
     mesh: Mesh | None = None
 
     @classmethod
-    def over(cls, mesh: Mesh | None) -> Placement:
-        """Over all devices of a mesh, its axes automatic whatever they were made.
+    def over(cls, mesh: Mesh | None, devices: int = 1) -> Placement:
+        """Over all devices of a mesh, whatever its axes, or over the first so many that jax has.
 
         Raises:
-            ValueError: mesh is no Mesh.
+            ValueError: mesh is no Mesh, there are fewer devices, or both are given.
         """
-        if mesh is None:
-            return cls()
-        checks.instance("mesh", mesh, Mesh, "a jax.sharding.Mesh", "make one with jax.make_mesh")
-        return cls(Mesh(mesh.devices, mesh.axis_names))
+        checks.positive_integer("devices", devices)
+        if mesh is not None:
+            checks.instance("mesh", mesh, Mesh, "a jax.sharding.Mesh", "make one with jax.make_mesh")
+            if devices > 1:
+                raise checks.fail("devices", "1 with mesh", devices, "a mesh names its devices")
+            return cls(Mesh(mesh.devices.ravel(), (ROWS,)))
+        found = jax.devices()
+        if devices > len(found):
+            raise checks.fail("devices", f"at most the {len(found)} that jax finds", devices, "pass fewer")
+        return cls(Mesh(np.array(found[:devices]), (ROWS,)) if devices > 1 else None)
 
     def whole(self, tree: Any) -> Any:
-        """Arrays, of the host or not, on every device."""
+        """Arrays, of the host or of any device, on every device."""
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, tree)
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
-    def by_rows(self, tree: Any) -> Any:
-        """Under jit: arrays split over the devices along their first axis."""
-        return self._constrained(tree, () if self.mesh is None else (self.mesh.axis_names,))
-
-    def joined(self, tree: Any) -> Any:
-        """Under jit: arrays whole on every device."""
-        return self._constrained(tree, ())
-
-    def _constrained(self, tree: Any, spec: tuple) -> Any:
+    def on_each(self, function: Callable) -> Callable:
+        """function, run by every device: what it takes and returns is whole on each, and the same."""
         if self.mesh is None:
-            return tree
-        return lax.with_sharding_constraint(tree, NamedSharding(self.mesh, PartitionSpec(*spec)))
+            return function
+        whole = PartitionSpec()
+        return jax.shard_map(function, mesh=self.mesh, in_specs=whole, out_specs=whole, check_vma=False)
+
+
+# --- within a function that on_each runs; elsewhere there is one device, and every row is its own -----------------
+
+
+def devices() -> int:
+    """How many share the rows of a batch."""
+    return lax.axis_size(ROWS) if ROWS in jax.sharding.get_abstract_mesh().manual_axes else 1
+
+
+def before(count: int) -> Any:
+    """What the devices before this one have together where each has count."""
+    return lax.axis_index(ROWS) * count if devices() > 1 else 0
+
+
+def mine(tree: Any) -> Any:
+    """This device's rows of arrays (batch, ...): as many on each, the last row again where they do not suffice."""
+
+    def part(x: Array) -> Array:
+        rows = -(-len(x) // devices())
+        missing = rows * devices() - len(x)
+        filled = jnp.pad(x, [(0, missing), *[(0, 0)] * (x.ndim - 1)], mode="edge") if missing else x
+        return lax.dynamic_slice_in_dim(filled, before(rows), rows)
+
+    return jax.tree.map(part, tree) if devices() > 1 else tree
+
+
+def counts(rows: int, batch: int) -> Array | None:
+    """Which of this device's rows are of the batch and not filled up, flags (rows,); None where all are."""
+    return None if rows * devices() == batch else before(rows) + jnp.arange(rows) < batch
+
+
+def total(tree: Any) -> Any:
+    """Sums over the devices."""
+    return lax.psum(tree, ROWS) if devices() > 1 else tree
+
+
+def joined(x: Array, batch: int) -> Array:
+    """(batch, ...) from every device's rows."""
+    return lax.all_gather(x, ROWS, tiled=True)[:batch] if devices() > 1 else x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from ptd import checks
@@ -23,7 +23,7 @@ from ptd.whole_sets import Placed, as_set, batches
 
 from .dropout import dropout, step_key
 from .passes import training_block
-from .placement import Placement
+from .placement import Placement, counts, devices, joined, mine, total
 
 #: Steps per call of the compiled loop. It is fixed, and how many of them run is an argument: one program whatever
 #: the number of steps, so that splitting a run differently cannot change its rounding.
@@ -58,43 +58,44 @@ def _programs(
 ) -> Programs:
     transform = optimizer_groups(optimizer)
 
-    def loss(trained: dict, statistics: dict, batch: Placed, key: Array) -> Any:
-        call = {"lengths": batch.lengths, "training": Training(dropout(key)), "activations": activations}
-        run_block = functools.partial(training_block, key=key)
-        y, updated = backend.apply_model(model, trained | statistics, batch.inputs, run_block=run_block, **call)
-        return _loss(y, batch.targets), updated
+    def loss(trained: dict, statistics: dict, own: Placed, batch: int, key: Array) -> Any:
+        call = {"lengths": own.lengths, "training": Training(dropout(key)), "activations": activations}
+        run_block = functools.partial(training_block, key=key, batch=batch)
+        y, updated = backend.apply_model(model, trained | statistics, own.inputs, run_block=run_block, **call)
+        return _mean(_losses(y, own.targets), batch), updated
 
-    def step(state: State, key: Array, batch: Placed) -> tuple[State, Array]:
-        batch, trained = placement.by_rows(batch), _trained(state.leaves)
+    def step(state: State, key: Array, own: Placed, batch: int) -> tuple[State, Array]:
+        trained = _trained(state.leaves)
         statistics = {name: value for name, value in state.leaves.items() if is_statistic(name)}
         gradient = jax.value_and_grad(loss, has_aux=True)
-        (value, updated), g = gradient(trained, statistics, batch, step_key(key, state.steps))
+        (value, updated), g = gradient(trained, statistics, own, batch, step_key(key, state.steps))
+        value, g = total((value, g))
         changes, optimizer_state = transform.update(g, state.optimizer, trained)
         leaves = optax.apply_updates(trained, changes) | statistics | updated
-        return placement.joined((State(leaves, optimizer_state, state.steps + 1), value))
+        return State(leaves, optimizer_state, state.steps + 1), value
 
-    def rows_of(placed: Placed, index: Array) -> Placed:
-        # An index that is split over devices makes each gather its own rows.
-        return placed.rows(placement.by_rows(index))
+    def once(state: State, key: Array, batch: Placed) -> tuple[State, Array]:
+        return step(state, key, mine(batch), len(batch.inputs))
 
     def run(state: State, key: Array, placed: Placed, order: Array, count: Array) -> tuple[State, Array]:
         def body(k: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
-            state, value = step(carry[0], key, rows_of(placed, order[k]))
+            state, value = step(carry[0], key, placed.rows(mine(order[k])), order.shape[1])
             return state, carry[1].at[k].set(value)
 
         return lax.fori_loop(0, count, body, (state, jnp.zeros(len(order))))
 
     def outputs(leaves: dict, inputs: Array, lengths: Any, layer_noise: Any) -> Array:
         call = {"lengths": lengths, "layer_noise": layer_noise, "activations": activations}
-        return placement.joined(backend.apply_model(model, leaves, placement.by_rows(inputs), **call))
+        return backend.apply_model(model, leaves, inputs, **call)
 
     def rows(leaves: dict, placed: Placed, index: Array) -> Array:
-        batch = rows_of(placed, index)
-        return outputs(leaves, batch.inputs, batch.lengths, None)
+        own = placed.rows(mine(index))
+        return joined(outputs(leaves, own.inputs, own.lengths, None), len(index))
 
     options = COMPILER_OPTIONS.get(backend.platform)
-    looped = jax.jit(run, donate_argnums=0, compiler_options=options)
-    return Programs(transform, jax.jit(step, compiler_options=options), looped, jax.jit(outputs), jax.jit(rows))
+    stepped = jax.jit(placement.on_each(once), compiler_options=options)
+    looped = jax.jit(placement.on_each(run), donate_argnums=0, compiler_options=options)
+    return Programs(transform, stepped, looped, *(jax.jit(placement.on_each(each)) for each in (outputs, rows)))
 
 
 class JaxLearner:
@@ -107,12 +108,12 @@ class JaxLearner:
         params: Mapping[str, NDArray],
         optimizer: Optimizer,
         seed: int,
-        activations: str | None = None,
-        mesh: Mesh | None = None,
+        activations: str | None,
+        placement: Placement,
     ):
         # copies: the compiled loop reuses the memory of the state it is given
         leaves = {name: jnp.array(value, "float32") for name, value in params.items()}
-        self._placement = Placement.over(mesh)
+        self._placement = placement
         self._programs = _programs(backend, model, optimizer, activations, self._placement)
         state = State(leaves, self._programs.transform.init(_trained(leaves)), jnp.zeros((), jnp.int32))
         self._state = self._placement.whole(state)
@@ -120,13 +121,15 @@ class JaxLearner:
 
     def step(self, inputs: Array, targets: Array, lengths: Array | None = None) -> Array:
         """One optimiser step; the loss before it, as a 0-d array."""
-        self._state, value = self._programs.step(self._state, self._key, Placed(inputs, targets, lengths))
+        batch = self._placement.whole(Placed(inputs, targets, lengths))
+        self._state, value = self._programs.step(self._state, self._key, batch)
         return value
 
     def outputs(
         self, inputs: Array, lengths: Array | None = None, layer_noise: list[Array] | None = None
     ) -> NDArray[np.float32]:
         """The model's outputs in evaluation mode."""
+        inputs, lengths, layer_noise = self._placement.whole((inputs, lengths, layer_noise))
         return np.asarray(self._programs.outputs(self._state.leaves, inputs, lengths, layer_noise))
 
     def parameters(self) -> dict[str, NDArray]:
@@ -201,7 +204,17 @@ def optimizer_groups(optimizer: Optimizer) -> optax.GradientTransformation:
     return optax.multi_transform(rules, lambda params: jax.tree_util.tree_map_with_path(label, params))
 
 
-def _loss(y: Array, targets: Array) -> Array:
+def _losses(y: Array, targets: Array) -> Array:
+    """Cross entropies for integer targets, else squared errors."""
     if jnp.issubdtype(targets.dtype, jnp.integer):
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, targets))
-    return jnp.mean((y - targets) ** 2)
+        return optax.softmax_cross_entropy_with_integer_labels(y, targets)
+    return (y - targets) ** 2
+
+
+def _mean(x: Array, batch: int) -> Array:
+    """What a device's rows x of a batch add to its mean."""
+    if devices() == 1:
+        return jnp.mean(x)
+    own = counts(len(x), batch)
+    kept = x if own is None else jnp.where(own.reshape(-1, *(1,) * (x.ndim - 1)), x, 0.0)
+    return jnp.sum(kept) / (batch * math.prod(x.shape[1:]))

@@ -66,9 +66,11 @@ class MlxBackend(PortableBackend):
         seed: int,
         *,
         activations: str | None = None,
+        devices: int = 1,
     ) -> Any:
         from .training import MlxLearner
 
+        checks.one_device(self.name, devices)
         self.check_learner(model, params, activations)
         return MlxLearner(self, model, params, optimizer, seed)
 

@@ -146,11 +146,13 @@ class TorchBackend(PortableBackend):
         seed: int,
         *,
         activations: str | None = None,
+        devices: int = 1,
         **options: Any,
     ) -> Any:
         """See ptd.contract.Backend; options are those of ptd_torch.training.TorchLearner."""
         from .training import TorchLearner
 
+        checks.one_device(self.name, devices)
         self.check_learner(model, params, activations)
         return TorchLearner(self, model, params, optimizer, seed, activations=activations, **options)
 

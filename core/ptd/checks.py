@@ -23,6 +23,13 @@ def positive_integer(argument: str, value: Any) -> None:
         raise fail(argument, "a positive integer", repr(value), f"pass {argument} >= 1")
 
 
+def one_device(owner: str, devices: Any) -> None:
+    """Raise unless devices is 1, for a backend, called owner, whose learners have no more."""
+    positive_integer("devices", devices)
+    if devices > 1:
+        raise fail("devices", f"1, what {owner} trains on", devices, "take the jax backend, --backend jax")
+
+
 def choice(argument: str, value: Any, options: Iterable[str]) -> None:
     """Raise unless value is one of the names in options."""
     if value not in (names := sorted(options)):

@@ -159,8 +159,19 @@ class Backend(Protocol):
         seed: int,
         *,
         activations: str | None = None,
+        devices: int = 1,
     ) -> Learner:
         """A model ready to train, starting from params; seed drives dropout.
 
-        activations names a narrower dtype for all between encoder and pooling, one of kernels.activations.
+        Args:
+            model: the description.
+            params: its leaves, on the host.
+            optimizer: the groups and their schedule.
+            seed: of dropout.
+            activations: a narrower dtype for all between encoder and pooling, one of kernels.activations.
+            devices: how many share the rows of every batch; results are those of one up to rounding, and a snapshot
+                serves any number.
+
+        Raises:
+            ValueError: params do not fit, there are no such activations, or it cannot train on so many devices.
         """

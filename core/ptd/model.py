@@ -485,7 +485,9 @@ def batch_norm(
     return astype(normalized(wide, mean, var, scale, bias), x), mean, var
 
 
-def moments(x: Array, lengths: Array | None, near: Array | None = None) -> tuple[Array, Array]:
+def moments(
+    x: Array, lengths: Array | None, near: Array | None = None, total: Callable[[tuple], tuple] = lambda sums: sums
+) -> tuple[Array, Array]:
     """Mean and variance per feature over batch and valid time, in one pass over x where near is known.
 
     mean = near + E d and var = E d^2 - (E d)^2 with d = x - near, for any near; near the mean nothing cancels.
@@ -494,6 +496,7 @@ def moments(x: Array, lengths: Array | None, near: Array | None = None) -> tuple
         x: (..., L, H).
         lengths: integer (...), valid lengths, or None.
         near: (H,), a guess of the mean, such as that of earlier batches; None to find one first.
+        total: adds the sums over rows that lie elsewhere, where near is the same.
 
     Returns:
         mean and var, each (H,); var >= 0.
@@ -503,6 +506,7 @@ def moments(x: Array, lengths: Array | None, near: Array | None = None) -> tuple
     near = xp.mean(x, axis=axes) if near is None else near
     d = sequences.mask(x - near, lengths)
     count = math.prod(x.shape[:-1]) if lengths is None else xp.astype(xp.sum(lengths), x.dtype)
-    mean = xp.sum(d, axis=axes) / count
-    var = xp.sum(d * d, axis=axes) / count - mean * mean
+    along, squares, count = total((xp.sum(d, axis=axes), xp.sum(d * d, axis=axes), count))
+    mean = along / count
+    var = squares / count - mean * mean
     return near + mean, xp.where(var > 0.0, var, xp.zeros_like(var))

@@ -101,6 +101,7 @@ class PortableBackend:
         seed: int,
         *,
         activations: str | None = None,
+        devices: int = 1,
     ) -> Learner:
         raise self._lacks("training")
 

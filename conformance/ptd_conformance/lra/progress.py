@@ -29,6 +29,7 @@ class Progress:
         seconds, timed_seconds, timed_samples: in training steps; without the first piece of every session, which
             compiles; and the samples of these.
         sessions: processes that worked on the run.
+        devices: on how many each of these did, every number once.
     """
 
     epoch: int = 0
@@ -41,6 +42,7 @@ class Progress:
     timed_seconds: float = 0.0
     timed_samples: int = 0
     sessions: int = 0
+    devices: list[int] = field(default_factory=list)
 
 
 def diverged(run: Run, step: int) -> Diverged:

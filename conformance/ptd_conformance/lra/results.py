@@ -38,6 +38,7 @@ def of(run: Run, state: str, note: str = "") -> Record:
         "of": run.recipe.of,
         "backend": run.backend.name,
         "device": run.backend.device(),
+        "devices": p.devices,
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": run.backend.versions(),
         "commit": commit(),
@@ -105,8 +106,8 @@ def read(path: Path) -> Record:
     if not known or missing:
         got = ", ".join(sorted(missing)) + " missing" if missing else "another format, task or state"
         raise ValueError(f"{path.name}: expected the record of a run, got {got}; copy it again")
-    # Records from before activations could be narrower have none of that name.
-    return {"activations": "float32"} | record
+    # Records from before activations could be narrower, and devices several, have none of that name.
+    return {"activations": "float32", "devices": [1]} | record
 
 
 def read_all(folder: Path) -> list[Record]:

@@ -83,6 +83,8 @@ def _standing(key: tuple[str, str, str], group: list[Record], published: dict[st
     outcome = _outcome(group, counted, target)
     narrower = {r["activations"] for r in group} - {"float32"}
     notes = [published["notes"].get(f"{task} {ran}", ""), *(f"{dtype} activations" for dtype in sorted(narrower))]
+    if (several := sorted({n for r in group for n in r["devices"]})) != [1]:
+        notes.append(f"on {' and '.join(map(str, several))} devices")
     notes += [
         f"best validation so far {100 * r['best']['validation']:.2f}, epoch {r['best']['epoch']} of {r['epochs']}"
         for r in group

@@ -27,6 +27,9 @@ def train(
     activations: Annotated[
         str | None, typer.Option(help="a narrower dtype between encoder and pooling, as bfloat16; said in the record")
     ] = None,
+    devices: Annotated[
+        int, typer.Option(help="of one host, which share every batch (jax); a run may be resumed on another number")
+    ] = 1,
     root: Annotated[Path | None, typer.Option(help="the data folder; PTD_DATA by default")] = None,
     note: Annotated[str, typer.Option(help="what was special about the run, for its record")] = "",
 ) -> None:
@@ -56,7 +59,8 @@ def train(
     data = store.load(store.root(root), task)
     console = Console(highlight=False)
     with clock, _bar(console, f"{task} {recipe} {seed}") as report:
-        run = Run(found, data, runs_on, seed, folder, epochs=epochs, activations=activations, report=report)
+        options: dict[str, Any] = {"epochs": epochs, "activations": activations, "devices": devices}
+        run = Run(found, data, runs_on, seed, folder, **options, report=report)
         resumed = resume and run.restore()
         _announce(console, run, resumed)
         try:
@@ -73,10 +77,11 @@ def train(
 def _announce(console: Any, run: Any, resumed: bool) -> None:
     p, parts = run.progress, {name: len(part.targets) for name, part in run.data.splits.items()}
     state = f"resumed at epoch {p.epoch}, step {p.step}" if resumed else "from the start"
+    count = f"{run.devices} x " if run.devices > 1 else ""
     trial = "" if run.epochs == run.recipe.epochs else f" (a trial: the recipe has {run.recipe.epochs})"
     console.print(
         f"{run.data.key}: {', '.join(f'{count} {name}' for name, count in parts.items())}\n"
-        f"{run.backend.name} on {run.backend.device()}, seed {run.seed}, "
+        f"{run.backend.name} on {count}{run.backend.device()}, seed {run.seed}, "
         f"{run.epochs} epochs{trial} of {run.steps} steps; {state}"
     )
 

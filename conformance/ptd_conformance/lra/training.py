@@ -1,7 +1,8 @@
 """One training run, from a recipe to a test accuracy: the loop, its checkpoints, and its record.
 
 A run is a function of recipe, data, seed and backend. Batches of an epoch are drawn from (seed, epoch), dropout from
-(seed, step); everything else is in the checkpoint. A run that was stopped and resumed is the uninterrupted one.
+(seed, step); everything else is in the checkpoint. A run that was stopped and resumed is the uninterrupted one, up to
+rounding where it goes on on another number of devices.
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ class Run:
         *,
         epochs: int | None = None,
         activations: str | None = None,
+        devices: int = 1,
         report: Report = lambda run, loss: None,
     ):
         self.recipe, self.data, self.seed, self.folder = recipe, data, seed, folder
         self.backend, self.report = backend, report
-        self.epochs, self.activations = epochs or recipe.epochs, activations
+        self.epochs, self.activations, self.devices = epochs or recipe.epochs, activations, devices
         self.steps = len(data.splits["train"].targets) // recipe.batch
         if not self.steps:
             raise ValueError(
@@ -57,7 +59,8 @@ class Run:
         model = recipe.description(data.d_input)
         self.model = model
         rule = recipe.rule(self.steps, self.epochs)
-        self.learner = backend.learner(model, recipe.leaves(model, seed), rule, seed, activations=activations)
+        options: dict[str, Any] = {"activations": activations, "devices": devices}
+        self.learner = backend.learner(model, recipe.leaves(model, seed), rule, seed, **options)
         self.progress = Progress()
         self._best: dict[str, NDArray] = {}
         self._placed: dict[str, Any] = {}
@@ -100,7 +103,8 @@ class Run:
         Raises:
             Diverged: a loss is not finite; names the step and the parameter. The last checkpoint stays.
         """
-        self.progress.sessions += 1
+        p = self.progress
+        p.sessions, p.devices = p.sessions + 1, sorted({*p.devices, self.devices})
         with self.backend.fast_products():
             self._warm_up()
         self.save()
@@ -275,7 +279,8 @@ class Run:
                 raise ValueError(
                     f"{self.folder.name}: expected a checkpoint of the same {name}, got another's; use another --out"
                 )
-        self.progress = Progress(losses=arrays.pop("losses"), **values["progress"])
+        # Checkpoints from before a run could have several devices do not say how many.
+        self.progress = Progress(losses=arrays.pop("losses"), **{"devices": [1]} | values["progress"])
         self._best = {name.removeprefix("best."): arrays.pop(name) for name in list(arrays) if name.startswith("best.")}
         self.learner.restore(arrays)
         return True

@@ -1,0 +1,111 @@
+"""Run by test_jax_sharding in a process of its own, which sees four devices; by hand on the GPUs of a machine, too."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from lra_sources import Stops, tiny
+from numpy.testing import assert_allclose
+from sharded import moved_whole, register_kernels
+
+import ptd
+from ptd_conformance.lra import clock, results, store
+from ptd_conformance.lra.training import Run
+from ptd_jax import JaxBackend, backend
+from ptd_jax.training import CHUNK
+
+L, DEVICES = 16, min(4, jax.device_count())
+
+
+def learner_is_data_parallel(layer: ptd.layers.Layer, own: JaxBackend, batch: int, *, pairs: bool) -> None:
+    """Losses, leaves and outputs of a learner, on sequences or on pairs of some length, are one device's,
+
+    moments and dropout included; it goes on from a snapshot bit for bit; nothing but sums moves between devices, and
+    the memory of the state it is given is reused.
+    """
+    model = ptd.SequenceModel(layer, 1, 1, 3, norm="batch", dropout=0.3, tie_dropout=not pairs, pair=pairs)
+    leaves, rng = model.initialize(np.random.default_rng(0), init="legs"), np.random.default_rng(8)
+    inputs = rng.standard_normal((50, 2, L, 1) if pairs else (50, L, 1)).astype(np.float32)
+    data = inputs, rng.integers(0, 3, 50), rng.integers(9, L, (50, 2)) if pairs else None
+    order, rule = rng.permutation(4 * batch).reshape(4, batch), ptd.Optimizer(lr=1e-2, total_steps=9)
+    one = backend.learner(model, leaves, rule, 0)
+    many, again = (own.learner(model, leaves, rule, 0, devices=DEVICES) for _ in range(2))
+    losses, sets = [], [learner.place(*data) for learner in (one, many)]
+    for learner, whole in zip((one, many), sets, strict=True):
+        losses.append([learner.train(whole, order[:2]), learner.snapshot(), learner.train(whole, order[2:])])
+    assert_allclose(losses[1][0], losses[0][0], rtol=1e-5)
+    assert_allclose(losses[1][2], losses[0][2], rtol=1e-4)
+    same_leaves(many, one)
+    rows = np.arange(36, 50)
+    assert_allclose(many.evaluate(sets[1], rows, batch), one.evaluate(sets[0], rows, batch), rtol=1e-4, atol=1e-5)
+    again.restore(losses[1][1])
+    assert (again.train(sets[1], order[2:]) == losses[1][2]).all()
+    assert all((value == many.parameters()[name]).all() for name, value in again.parameters().items())
+    arguments = (many._state, many._key, sets[1], np.zeros((CHUNK, batch), np.int32), np.int32(1))
+    compiled = many._programs.run.lower(*arguments).compile()
+    assert moved_whole(compiled) == set()
+    assert compiled.memory_analysis().alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves(many._state))
+
+
+def learner_takes_batches_from_anywhere() -> None:
+    """Arrays of the host and of any one device; noise has an axis of the batch."""
+    model = ptd.SequenceModel(ptd.S5(4, 4), 1, 1, 3, norm="batch")
+    leaves, rng = model.initialize(np.random.default_rng(0), init="legs"), np.random.default_rng(9)
+    batch = rng.standard_normal((6, L, 1)).astype(np.float32), rng.integers(0, 3, 6), rng.integers(9, L, 6)
+    elsewhere = tuple(jax.device_put(part, jax.devices()[1]) for part in batch)
+    rule = ptd.Optimizer(lr=1e-2, total_steps=9)
+    one, many = (backend.learner(model, leaves, rule, 0, devices=n) for n in (1, DEVICES))
+    expected = [float(one.step(*batch)) for _ in range(2)]
+    assert_allclose([many.step(*batch), many.step(*elsewhere)], expected, rtol=1e-5)
+    noise = [rng.standard_normal((6, L, 4)).astype(np.float32)]
+    assert_allclose(many.outputs(elsewhere[0], None, noise), one.outputs(batch[0], None, noise), rtol=1e-4, atol=1e-5)
+
+
+def run_on_two_devices_is_that_of_one(folder: Path) -> None:
+    """Its curve, test and parameters, and those of one that is stopped on one device and goes on on two."""
+    small, data = tiny("image", "s5-ptd-closed", batch=6), images()
+    one, two, moved = (Run(small, data, backend, 0, folder / str(i), devices=n) for i, n in enumerate((1, 2, 1)))
+    assert two.learner._placement.mesh.size == 2
+    assert one.go(clock.Clock())
+    assert two.go(clock.Clock())
+    assert not moved.go(Stops(2))
+    moved = Run(small, data, backend, 0, moved.folder, devices=2)
+    assert moved.restore()
+    assert 0 < moved.progress.step < moved.steps
+    assert moved.go(clock.Clock())
+    for run, devices in ((two, [2]), (moved, [1, 2])):
+        for row, expected in zip(run.progress.curve, one.progress.curve, strict=True):
+            assert_allclose(row["loss"], expected["loss"], rtol=1e-4)
+            assert row["validation"] == expected["validation"]
+        assert run.progress.test == one.progress.test
+        assert results.of(run, "complete")["devices"] == devices
+        same_leaves(run.learner, one.learner)
+
+
+def images() -> store.DataSet:
+    rng = np.random.default_rng(0)
+
+    def split(count: int) -> store.Split:
+        return store.Split(rng.integers(0, 256, (count, L), np.uint8), rng.integers(0, 10, count), None)
+
+    splits = {"train": split(24), "validation": split(11), "test": split(11)}
+    return store.DataSet("image", "made-up", 1, {"made_from": {}, "splits": {}}, splits)
+
+
+def same_leaves(found, expected) -> None:
+    for name, value in expected.parameters().items():
+        assert_allclose(found.parameters()[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+if __name__ == "__main__":
+    register_kernels()
+    kernels = JaxBackend("gpu", "kernels", chunk=1)
+    learner_is_data_parallel(ptd.S5(4, 4, bidirectional=True), kernels, 10, pairs=True)
+    learner_is_data_parallel(ptd.S4D(4, 4), backend, 10, pairs=False)
+    learner_takes_batches_from_anywhere()
+    with tempfile.TemporaryDirectory() as temporary:
+        run_on_two_devices_is_that_of_one(Path(temporary))
+    print("equal")
