@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from lra_sources import Stops, tiny
 from numpy.testing import assert_allclose
 from sharded import moved_whole, register_kernels
@@ -18,6 +19,7 @@ from ptd_jax import JaxBackend, backend
 from ptd_jax.training import CHUNK
 
 L, DEVICES = 16, min(4, jax.device_count())
+RULE = ptd.Optimizer(lr=1e-2, total_steps=9)
 
 
 def learner_is_data_parallel(layer: ptd.layers.Layer, own: JaxBackend, batch: int, *, pairs: bool) -> None:
@@ -30,9 +32,9 @@ def learner_is_data_parallel(layer: ptd.layers.Layer, own: JaxBackend, batch: in
     leaves, rng = model.initialize(np.random.default_rng(0), init="legs"), np.random.default_rng(8)
     inputs = rng.standard_normal((50, 2, L, 1) if pairs else (50, L, 1)).astype(np.float32)
     data = inputs, rng.integers(0, 3, 50), rng.integers(9, L, (50, 2)) if pairs else None
-    order, rule = rng.permutation(4 * batch).reshape(4, batch), ptd.Optimizer(lr=1e-2, total_steps=9)
-    one = backend.learner(model, leaves, rule, 0)
-    many, again = (own.learner(model, leaves, rule, 0, devices=DEVICES) for _ in range(2))
+    order = rng.permutation(4 * batch).reshape(4, batch)
+    one = backend.learner(model, leaves, RULE, 0)
+    many, again = (own.learner(model, leaves, RULE, 0, devices=DEVICES) for _ in range(2))
     losses, sets = [], [learner.place(*data) for learner in (one, many)]
     for learner, whole in zip((one, many), sets, strict=True):
         losses.append([learner.train(whole, order[:2]), learner.snapshot(), learner.train(whole, order[2:])])
@@ -56,12 +58,33 @@ def learner_takes_batches_from_anywhere() -> None:
     leaves, rng = model.initialize(np.random.default_rng(0), init="legs"), np.random.default_rng(9)
     batch = rng.standard_normal((6, L, 1)).astype(np.float32), rng.integers(0, 3, 6), rng.integers(9, L, 6)
     elsewhere = tuple(jax.device_put(part, jax.devices()[1]) for part in batch)
-    rule = ptd.Optimizer(lr=1e-2, total_steps=9)
-    one, many = (backend.learner(model, leaves, rule, 0, devices=n) for n in (1, DEVICES))
+    one, many = (backend.learner(model, leaves, RULE, 0, devices=n) for n in (1, DEVICES))
     expected = [float(one.step(*batch)) for _ in range(2)]
     assert_allclose([many.step(*batch), many.step(*elsewhere)], expected, rtol=1e-5)
     noise = [rng.standard_normal((6, L, 4)).astype(np.float32)]
     assert_allclose(many.outputs(elsewhere[0], None, noise), one.outputs(batch[0], None, noise), rtol=1e-4, atol=1e-5)
+
+
+def batch_of_other_rows_is_refused() -> None:
+    """Each would be filled up by itself, to rows nobody gave."""
+    model = ptd.SequenceModel(ptd.S5(4, 4), 1, 1, 3, norm="batch")
+    learner = backend.learner(model, model.initialize(np.random.default_rng(0)), RULE, 0, devices=DEVICES)
+    for targets, lengths, name in ((np.zeros(5, int), None, "targets"), (np.zeros(8, int), np.full(5, L), "lengths")):
+        with pytest.raises(ValueError, match=f"{name}: expected 8 rows, one per input, got 5"):
+            learner.step(np.zeros((8, L, 1), np.float32), targets, lengths)
+
+
+def own_mesh_may_be_the_context_too() -> None:
+    """With a mesh that the caller has set, under the caller's names."""
+    model, mesh = ptd.SequenceModel(ptd.S5(4, 4), 1, 1, 3), jax.make_mesh((DEVICES,), ("data",))
+    leaves, batch = model.initialize(np.random.default_rng(0)), (np.ones((8, L, 1), np.float32), np.arange(8) % 3)
+    expected = backend.learner(model, leaves, RULE, 0).step(*batch)
+    with jax.set_mesh(mesh):
+        learner = backend.learner(model, leaves, RULE, 0, mesh=mesh)
+        assert_allclose(learner.step(*batch), expected, rtol=1e-5)
+        placed = learner.place(*batch)
+        assert np.isfinite(learner.train(placed, np.arange(8)[None])).all()
+        assert learner.evaluate(placed, np.arange(3), 8).shape == learner.outputs(batch[0])[:3].shape
 
 
 def run_on_two_devices_is_that_of_one(folder: Path) -> None:
@@ -106,6 +129,8 @@ if __name__ == "__main__":
     learner_is_data_parallel(ptd.S5(4, 4, bidirectional=True), kernels, 10, pairs=True)
     learner_is_data_parallel(ptd.S4D(4, 4), backend, 10, pairs=False)
     learner_takes_batches_from_anywhere()
+    batch_of_other_rows_is_refused()
+    own_mesh_may_be_the_context_too()
     with tempfile.TemporaryDirectory() as temporary:
         run_on_two_devices_is_that_of_one(Path(temporary))
     print("equal")

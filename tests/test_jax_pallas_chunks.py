@@ -189,6 +189,7 @@ def test_what_else_keeps_chunks_from_the_kernel_is_said_too():
     assert gpu.training.lacking(ptd.S5(2, 4), 64) == "an S4D or DSS layer, not s5"
     assert gpu.training.lacking(ptd.S4D(2, 4), 20) == "chunks of 16, 32, 64 samples, not 20"
     assert gpu.training.lacking(ptd.DSS(2, 65), 64) == "at most 64 modes, not 65"
+    assert gpu.training.lacking(ptd.DSS(2, 64), 64, "float64") == "states of float32, not float64"
     assert gpu.training.lacking(ptd.DSS(2, 64), 64) is None
 
 

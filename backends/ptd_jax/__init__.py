@@ -109,6 +109,8 @@ class JaxBackend(PortableBackend):
             return f"recurrence='pallas', not {self.recurrence!r}"
         if layer.kind not in ("s4d", "dss"):
             return f"an S4D or DSS layer, not {layer.kind}"
+        if dtype == "float64":
+            return "states of float32, not float64"
         from .pallas_chunks import device_limit, lacking
 
         return lacking(self.kernels.chunk_length(layer, L), layer.modes, dtype, device_limit())

@@ -85,8 +85,10 @@ def per_feature_chunks(
 
 
 def _applies(u: Array, system: ChunkSystem, interpret: bool) -> bool:
-    """Whether the kernel takes a call: a diagonal, float32 states, and what lacking asks for."""
-    if not jnp.iscomplexobj(system.decay) or not (system.into.dtype == jnp.float32 or interpret) or u.size == 0:
+    """Whether the kernel takes a call: a diagonal, states of float32, and what lacking asks for."""
+    if not jnp.iscomplexobj(system.decay) or u.size == 0:
+        return False
+    if not interpret and system.into.dtype != jnp.float32:
         return False
     return lacking(system.into.shape[1], system.decay.shape[-1], u.dtype, None if interpret else device_limit()) is None
 

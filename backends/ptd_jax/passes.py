@@ -38,13 +38,13 @@ def training_block(
 
     batch: rows on all devices.
     """
-    own, counts = call_key(key, i), placement.counts(len(x), batch)
+    own = call_key(key, i)
 
     def end(keep: Array, z: Array, bias: Array, x: Array) -> Array:
         return gated_sum(keep, z, bias, x, call_key(own, 0), model.dropout, model.tie_dropout)
 
     def norm(x: Array, lengths: Array | None, *rest: Array) -> tuple[Array, Array, Array]:
-        return batch_norm(x, _counted(lengths, counts, x), *rest)
+        return batch_norm(x, _counted(x, lengths, batch), *rest)
 
     parts = {"batch_norm": norm, "own_gelu": gelu, "gated_sum": end}
     call |= {"training": Training(dropout(own))} | {name: parts[name] for name in PARTS}
@@ -144,12 +144,12 @@ def _normalized_backward(kept: tuple, g: Array) -> tuple:
 _normalized.defvjp(_normalized_forward, _normalized_backward)
 
 
-def _counted(lengths: Array | None, counts: Array | None, x: Array) -> Array | None:
-    """Lengths with which rows that do not count have no valid sample."""
-    if counts is None:
-        return lengths
-    lengths = jnp.full(x.shape[:-2], x.shape[-2]) if lengths is None else lengths
-    return jnp.where(counts.reshape(-1, *(1,) * (lengths.ndim - 1)), lengths, 0)
+def _counted(x: Array, lengths: Array | None, batch: int) -> Array | None:
+    """Lengths with which rows that are not of the batch have no valid sample."""
+    shape = x.shape[:-2]
+    whole = jnp.full(shape, x.shape[-2]) if lengths is None else lengths
+    own = placement.counts(whole, batch)
+    return lengths if own is None else jnp.where(own, whole, 0)
 
 
 def _anew(*arrays: Array) -> tuple[Array, ...]:

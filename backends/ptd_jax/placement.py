@@ -7,7 +7,9 @@ off on the gradient of S4D's convolution form (jax 0.10).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +32,7 @@ class Placement(NamedTuple):
 
     @classmethod
     def over(cls, mesh: Mesh | None, devices: int = 1) -> Placement:
-        """Over all devices of a mesh, whatever its axes, or over the first so many that jax has.
+        """Over all devices of a mesh, whatever its axes, or over the first so many of this process.
 
         Raises:
             ValueError: mesh is no Mesh, there are fewer devices, or both are given.
@@ -41,7 +43,7 @@ class Placement(NamedTuple):
             if devices > 1:
                 raise checks.fail("devices", "1 with mesh", devices, "a mesh names its devices")
             return cls(Mesh(mesh.devices.ravel(), (ROWS,)))
-        found = jax.devices()
+        found = jax.local_devices()
         if devices > len(found):
             raise checks.fail("devices", f"at most the {len(found)} that jax finds", devices, "pass fewer")
         return cls(Mesh(np.array(found[:devices]), (ROWS,)) if devices > 1 else None)
@@ -51,6 +53,10 @@ class Placement(NamedTuple):
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, tree)
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    def context(self) -> AbstractContextManager:
+        """In which what on_each made is called: a mesh that the caller has set would not be this one."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def on_each(self, function: Callable) -> Callable:
         """function, run by every device: what it takes and returns is whole on each, and the same."""
@@ -85,9 +91,12 @@ def mine(tree: Any) -> Any:
     return jax.tree.map(part, tree) if devices() > 1 else tree
 
 
-def counts(rows: int, batch: int) -> Array | None:
-    """Which of this device's rows are of the batch and not filled up, flags (rows,); None where all are."""
-    return None if rows * devices() == batch else before(rows) + jnp.arange(rows) < batch
+def counts(x: Array, batch: int) -> Array | None:
+    """Which of this device's rows x are of the batch and not filled up, flags (rows, 1, ...); None where all are."""
+    rows = len(x)
+    if rows * devices() == batch:
+        return None
+    return jnp.expand_dims(before(rows) + jnp.arange(rows) < batch, tuple(range(1, x.ndim)))
 
 
 def total(tree: Any) -> Any:

@@ -19,7 +19,7 @@ from ptd.arrays import Array
 from ptd.contract import Backend
 from ptd.model import SequenceModel, Training, is_statistic
 from ptd.optimization import Group, Optimizer
-from ptd.whole_sets import Placed, as_set, batches
+from ptd.whole_sets import Placed, as_set, batches, check_rows
 
 from .dropout import dropout, step_key
 from .passes import training_block
@@ -121,8 +121,11 @@ class JaxLearner:
 
     def step(self, inputs: Array, targets: Array, lengths: Array | None = None) -> Array:
         """One optimiser step; the loss before it, as a 0-d array."""
+        if self._placement.mesh is not None:
+            check_rows(inputs, targets, lengths)  # before each is split by its own length
         batch = self._placement.whole(Placed(inputs, targets, lengths))
-        self._state, value = self._programs.step(self._state, self._key, batch)
+        with self._placement.context():
+            self._state, value = self._programs.step(self._state, self._key, batch)
         return value
 
     def outputs(
@@ -130,7 +133,8 @@ class JaxLearner:
     ) -> NDArray[np.float32]:
         """The model's outputs in evaluation mode."""
         inputs, lengths, layer_noise = self._placement.whole((inputs, lengths, layer_noise))
-        return np.asarray(self._programs.outputs(self._state.leaves, inputs, lengths, layer_noise))
+        with self._placement.context():
+            return np.asarray(self._programs.outputs(self._state.leaves, inputs, lengths, layer_noise))
 
     def parameters(self) -> dict[str, NDArray]:
         """The current leaves, on the host."""
@@ -144,12 +148,14 @@ class JaxLearner:
         for start in range(0, len(order), CHUNK):
             chunk = np.asarray(order[start : start + CHUNK], np.int32)
             filled = np.concatenate([chunk, np.zeros((CHUNK - len(chunk), *chunk.shape[1:]), np.int32)])
-            self._state, values = self._programs.run(self._state, self._key, placed, filled, np.int32(len(chunk)))
-            losses.append(values[: len(chunk)])
+            with self._placement.context():
+                self._state, values = self._programs.run(self._state, self._key, placed, filled, np.int32(len(chunk)))
+                losses.append(values[: len(chunk)])
         return np.concatenate([np.asarray(part) for part in losses]) if losses else np.zeros(0, np.float32)
 
     def evaluate(self, placed: Placed, indices: NDArray[np.integer], batch: int) -> NDArray[np.float32]:
-        parts = [self._programs.rows(self._state.leaves, placed, index) for index in batches(indices, batch)]
+        with self._placement.context():
+            parts = [self._programs.rows(self._state.leaves, placed, index) for index in batches(indices, batch)]
         return np.concatenate([np.asarray(part) for part in parts])[: len(indices)]
 
     def snapshot(self) -> dict[str, NDArray]:
@@ -215,6 +221,6 @@ def _mean(x: Array, batch: int) -> Array:
     """What a device's rows x of a batch add to its mean."""
     if devices() == 1:
         return jnp.mean(x)
-    own = counts(len(x), batch)
-    kept = x if own is None else jnp.where(own.reshape(-1, *(1,) * (x.ndim - 1)), x, 0.0)
+    own = counts(x, batch)
+    kept = x if own is None else jnp.where(own, x, 0.0)
     return jnp.sum(kept) / (batch * math.prod(x.shape[1:]))

@@ -132,6 +132,9 @@ class Backend(Protocol):
     def apply(self, layer: Layer, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
         """Layer.apply on framework arrays: same arguments, results and errors, whatever runs inside."""
 
+    def form(self, layer: Layer, shape: tuple[int, ...], **call: Any) -> str:
+        """The form in which apply runs a call on u (..., L, H) of that shape, where no compiler traces it."""
+
     def step(self, layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, **call: Any) -> Any:
         """Layer.step on framework arrays."""
 

@@ -53,12 +53,21 @@ def as_set(
     Raises:
         ValueError: they do not have one row each per sample, or lengths do not fit.
     """
-    for name, value in (("targets", targets), ("lengths", lengths)):
-        if value is not None and len(value) != len(inputs):
-            raise checks.fail(name, f"{len(inputs)} rows, one per input", len(value))
+    check_rows(inputs, targets, lengths)
     if np.asarray(targets).dtype.kind in "iu":
         targets = np.asarray(targets, np.int32)
     return inputs, targets, None if lengths is None else np.asarray(lengths, np.int32)
+
+
+def check_rows(inputs: Array, targets: Array, lengths: Array | None) -> None:
+    """Raise ValueError unless inputs have samples along their first axis, and targets and lengths one row for each."""
+    rows = np.shape(inputs)[:1]
+    if not rows:
+        raise checks.fail("inputs", "an array of samples (batch, ...)", "a single number")
+    for name, value in (("targets", targets), ("lengths", lengths)):
+        if value is not None and np.shape(value)[:1] != rows:
+            got = np.shape(value)[:1]
+            raise checks.fail(name, f"{rows[0]} rows, one per input", got[0] if got else "a single number")
 
 
 def batches(indices: NDArray[np.integer], batch: int) -> list[NDArray[np.integer]]:

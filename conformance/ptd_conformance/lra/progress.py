@@ -26,10 +26,10 @@ class Progress:
         curve: one row per epoch: epoch, loss, validation accuracy, seconds of training so far.
         best: the row whose parameters are tested.
         test: test accuracy, once known.
-        seconds, timed_seconds, timed_samples: in training steps; without the first piece of every session, which
-            compiles; and the samples of these.
+        seconds: in training steps.
+        timed_seconds, timed_samples: the same and its samples without the first piece of every session, which compiles.
         sessions: processes that worked on the run.
-        devices: on how many each of these did, every number once.
+        devices: on how many it trained, in turn; what is timed is of the last number.
     """
 
     epoch: int = 0

@@ -91,6 +91,12 @@ def write(path: Path, record: Record) -> None:
     replace_file(path, f'{head[:-2]},\n "curve": [\n  {rows}\n ]\n}}\n'.encode())
 
 
+def renew(path: Path, record: Record) -> None:
+    """Write the record of a run over an earlier one; what `ptd retest` found of a run that was complete stays."""
+    before = read(path) if path.exists() else {}
+    write(path, record | {name: before[name] for name in ("further",) if name in before})
+
+
 def read(path: Path) -> Record:
     """Read a record.
 

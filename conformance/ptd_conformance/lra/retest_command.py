@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,25 +23,34 @@ def retest(
     """
     from rich.console import Console
 
-    from ptd import checks
-
     from . import results, store
     from .training import Run
 
     console = Console(highlight=False)
     for folder in runs:
         own, other = store.load(store.root(root), _task(folder)), store.load(further, _task(folder))
-        if own.key == other.key:
-            raise checks.fail("further", "a set that the runs have not seen", own.key, "ptd data make --seed 1")
+        _check_unseen(own.manifest["made_from"], other.manifest["made_from"])
         run = Run.selected(folder, own, backend)
         path = folder / f"{results.name(results.of(run, 'complete'))}.json"
-        parts = other.splits.values()
-        samples = sum(len(part.targets) for part in parts)
-        accuracy = sum(len(part.targets) * run.accuracy_on(part) for part in parts) / samples
+        counts = {name: len(part.targets) for name, part in other.splits.items()}
+        samples = sum(counts.values())
+        accuracy = sum(round(counts[name] * run.accuracy_on(part)) for name, part in other.splits.items()) / samples
         found = {"key": other.key, "made_from": other.manifest["made_from"], "samples": samples, "accuracy": accuracy}
         results.write(path, results.read(path) | {"further": found})
         error = results.sampling_error(accuracy, samples)
         console.print(f"{path.stem}: {100 * accuracy:.2f} % of {samples}, standard error {100 * error:.2f}")
+
+
+def _check_unseen(own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Raise unless two sets are of one generator under different seeds: those of one seed begin alike."""
+    from ptd import checks
+
+    for made_from in (own, other):
+        if "generator" not in made_from:
+            raise checks.fail("further", "sets of a generator", made_from, "only generated tasks have further samples")
+    if own["generator"] != other["generator"] or own["seed"] == other["seed"]:
+        expected = f"a set of {own['generator']!r} with another seed than {own['seed']}"
+        raise checks.fail("further", expected, other, "ptd data make --seed")
 
 
 def _task(folder: Path) -> str:

@@ -77,11 +77,11 @@ def train(
 def _announce(console: Any, run: Any, resumed: bool) -> None:
     p, parts = run.progress, {name: len(part.targets) for name, part in run.data.splits.items()}
     state = f"resumed at epoch {p.epoch}, step {p.step}" if resumed else "from the start"
-    count = f"{run.devices} x " if run.devices > 1 else ""
+    several = f"{run.devices} x " if run.devices > 1 else ""
     trial = "" if run.epochs == run.recipe.epochs else f" (a trial: the recipe has {run.recipe.epochs})"
     console.print(
         f"{run.data.key}: {', '.join(f'{count} {name}' for name, count in parts.items())}\n"
-        f"{run.backend.name} on {count}{run.backend.device()}, seed {run.seed}, "
+        f"{run.backend.name} on {several}{run.backend.device()}, seed {run.seed}, "
         f"{run.epochs} epochs{trial} of {run.steps} steps; {state}"
     )
 
@@ -102,7 +102,7 @@ def _write(run: Any, state: str, note: str) -> None:
 
     record = results.of(run, state, note)
     target = standings.targets()["accuracy"].get(run.recipe.of, {}).get(run.recipe.task)
-    results.write(run.folder / f"{results.name(record)}.json", record)
+    results.renew(run.folder / f"{results.name(record)}.json", record)
     curve.write(run.folder, run.progress.curve, f"{run.recipe.task} {run.recipe.name}, seed {run.seed}", target)
 
 

@@ -103,8 +103,7 @@ class Run:
         Raises:
             Diverged: a loss is not finite; names the step and the parameter. The last checkpoint stays.
         """
-        p = self.progress
-        p.sessions, p.devices = p.sessions + 1, sorted({*p.devices, self.devices})
+        self.progress.sessions += 1
         with self.backend.fast_products():
             self._warm_up()
         self.save()
@@ -226,6 +225,9 @@ class Run:
     def _timed(self, took: float, count: int) -> None:
         p = self.progress
         p.seconds += took
+        if p.devices[-1:] != [self.devices]:
+            # What others took says nothing of these.
+            p.devices, p.timed_seconds, p.timed_samples = [*p.devices, self.devices], 0.0, 0
         if self._compiled:
             p.timed_seconds += took
             p.timed_samples += count * self.recipe.batch

@@ -153,6 +153,7 @@ class Layer:
     ) -> str:
         """The form in which apply runs a call on u of that shape: the one asked for, else the fastest on kernels."""
         if form is not None:
+            checks.choice("form", form, self.forms)
             return form
         if resets is not None or _per_sample(step_scale):
             return "scan"
