@@ -30,7 +30,9 @@ CALLS = {
 }
 
 
-def output(kind: type, *, state: bool = False, **call: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+def output(
+    kind: type, *, u: torch.Tensor = U, state: bool = False, **call: Any
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """The output of a layer as a function of one number that scales its leaves, its input and its state."""
     layer = kind(4, 8)
     leaves = ptd.initialize(layer, np.random.default_rng(0), init="legs")
@@ -39,7 +41,7 @@ def output(kind: type, *, state: bool = False, **call: Any) -> Callable[[torch.T
 
     def run(s: torch.Tensor) -> torch.Tensor:
         start = {"state": s * x0} if state else {}
-        return be.apply(layer, {name: s * leaf for name, leaf in params.items()}, s * U, **start, **call)
+        return be.apply(layer, {name: s * leaf for name, leaf in params.items()}, s * u, **start, **call)
 
     return run
 
@@ -67,6 +69,16 @@ def test_tangents_are_those_of_the_gradient(kind, call, slope):
     s = ONE.clone().requires_grad_()
     (expected,) = torch.autograd.grad((weights * function(s)).sum(), s)
     assert_close((weights * slope(function, ONE)).sum(), expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # torch 2.13, of any constant
+@pytest.mark.parametrize(("form", "L"), [("scan", 5), ("convolution", 5), ("chunked", 70)])
+@pytest.mark.parametrize("kind", [ptd.S4, ptd.S4D, ptd.DSS, ptd.S5])
+def test_linearize_has_the_tangents_of_jvp(kind, form, L):
+    """It folds constants without what is written into them in place, so a layer writes into none."""
+    function = output(kind, u=U[:, :L], form=form)
+    _, linear = torch.func.linearize(function, ONE)
+    assert_close(linear(ONE), functional_slope(function, ONE), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("form", ["scan", "chunked"])

@@ -34,7 +34,8 @@ from .transforms import plain
 _compatible = array_api_compat.array_namespace(torch.zeros(0))
 xp = types.ModuleType(_compatible.__name__)
 vars(xp).update(vars(_compatible), moveaxis=torch.movedim)  # torch.func.vmap has no rule for moveaxis (torch 2.13)
-vars(xp).update(exact_matmul=exact_matmul)
+# array_api_compat's eye writes ones through a view; torch.func.linearize folds constants without them (torch 2.13).
+vars(xp).update(eye=torch.eye, exact_matmul=exact_matmul)
 arrays.NAMESPACES[torch.Tensor] = arrays.NAMESPACES[torch.nn.Parameter] = xp
 
 
