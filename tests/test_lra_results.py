@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import sys
@@ -218,9 +219,15 @@ def test_noise_of_a_layer_runs_with_its_own_steps():
 def test_results_are_written_read_and_tabulated(trained, tmp_path):
     run, _ = trained
     found = robustness.measure(run, amplitudes=robustness.AMPLITUDES[:1], frequencies=(0.5,), samples=8)
-    robustness.write(tmp_path, [found])
-    assert (tmp_path / "robustness.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"^out: expected a folder with results of ptd robustness, got .*; pass runs$"):
+        robustness.draw(tmp_path)
+    robustness.write(tmp_path, found)
+    assert robustness.table(tmp_path)[0]["picture"] == ""
+    robustness.draw(tmp_path)
+    drawn = (tmp_path / "robustness.png").read_bytes()
+    assert drawn.startswith(b"\x89PNG")
     (table,) = robustness.table(tmp_path)
+    assert base64.b64decode(table["picture"]) == drawn
     assert table["rows"][0][:2] == ["s4d-learned", "jax"]
     assert results.read_all(tmp_path) == []
     assert standings.section(tmp_path)[1]["title"] == table["title"]

@@ -28,7 +28,8 @@ FAMILIES = {
     "E": "Bad input",
 }
 
-#: Sections that other runs fill: a record may carry tables {title, note, columns, rows} under these names.
+#: Sections that other runs fill: a record may carry tables {title, note, columns, rows} under these names, with or
+#: without a picture, PNG in base64.
 SECTIONS = {"speed": "Speed", "lra": "Long Range Arena"}
 
 #: An outcome of a clause is the first of these that any of its trials came to.

@@ -6,6 +6,7 @@ sample and channel, with the channel's own step size. It is aimed at w_0, the la
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ FREQUENCIES = (0.125, 0.25, 0.33, 0.5, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 2.0
 #: The paper's amplitude, at which frequencies are swept.
 AMPLITUDE = 0.1
 KIND = results.UNDER_NOISE
+FIGURE = f"{KIND}.png"
 
 Result = dict[str, Any]
 Report = Callable[[int, int], None]
@@ -89,32 +91,45 @@ def _accuracy(run: Run, leaves: dict[str, NDArray], amplitude: float, frequency:
     return right / total
 
 
-def write(folder: Path, found: Sequence[Result]) -> None:
-    """Write each result as JSON, and one figure of all."""
-    for result in found:
-        name = f"{KIND}-{results.name(result)}.json"
-        replace_file(folder / name, (json.dumps(result, indent=1) + "\n").encode())
-    replace_file(folder / f"{KIND}.png", picture(found))
+def write(folder: Path, result: Result) -> None:
+    """Write a result as JSON."""
+    name = f"{KIND}-{results.name(result)}.json"
+    replace_file(folder / name, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def draw(folder: Path) -> None:
+    """Write the figure of all results of a folder.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not (found := read_all(folder)):
+        raise ValueError(f"out: expected a folder with results of ptd robustness, got {folder}; pass runs")
+    replace_file(folder / FIGURE, picture(found))
 
 
 def picture(found: Sequence[Result]) -> bytes:
-    """Accuracy over amplitude at w_0, and over frequency."""
+    """Accuracy over amplitude at w_0, and over frequency; dashed where the system is learned."""
     import io
 
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for result in found:
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, result in enumerate(found):
+        frozen = result["options"]["optimizer"]["frozen"]
+        style = {"color": f"C{i}", "marker": ".", "linestyle": "-" if frozen else "--"}
         label = f"{result['recipe']}, seed {result['seed']}"
-        amplitudes = [[0.0, result["clean"]], *result["by_amplitude"]]
-        left.plot([a for a, _ in amplitudes], [100 * accuracy for _, accuracy in amplitudes], marker=".", label=label)
-        right.plot(*zip(*((f, 100 * accuracy) for f, accuracy in result["by_frequency"]), strict=True), marker=".")
-    left.set_xlabel("amplitude at the last spike")
-    right.set_xlabel(f"frequency / w_0, at amplitude {AMPLITUDE:g}")
-    right.set_xscale("log")
+        by_amplitude = [[0.0, result["clean"]], *result["by_amplitude"]]
+        for axes, points in ((left, by_amplitude), (right, result["by_frequency"])):
+            shares, accuracies = [x for x, _ in points], [100 * accuracy for _, accuracy in points]
+            axes.plot(shares, accuracies, label=label if axes is left else None, **style)
+    left.set_xlabel("amplitude at the last spike w_0")
     left.set_ylabel("test accuracy, %")
-    left.legend()
+    right.set_xlabel(f"frequency / w_0, at amplitude {AMPLITUDE:g}")
+    right.set_xscale("log", base=2)
+    right.xaxis.set_major_formatter("{x:g}")
+    figure.legend(loc="outside lower center", ncols=3)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
@@ -138,4 +153,7 @@ def table(folder: Path) -> list[dict[str, Any]]:
         epochs = f"{r['epochs']}" if r["full"] else f"{r['epochs']} (a trial)"
         rows.append([r["recipe"], r["backend"], r["device"], r["seed"], epochs, f"{100 * r['clean']:.1f}", *cells])
     note = "Test accuracy in per cent with noise of one Fourier mode, at S4D's last spike, in the input of every layer."
-    return [{"title": "Colour CIFAR-10 under noise", "note": note, "columns": columns, "rows": rows}]
+    figure = folder / FIGURE
+    picture = base64.b64encode(figure.read_bytes()).decode() if figure.is_file() else ""
+    title = "Colour CIFAR-10 under noise"
+    return [{"title": title, "note": note, "columns": columns, "rows": rows, "picture": picture}]

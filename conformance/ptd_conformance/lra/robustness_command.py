@@ -9,7 +9,10 @@ import typer
 
 
 def robustness(
-    runs: Annotated[list[Path], typer.Argument(help="folders of complete scifar runs of ptd train")],
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="folders of complete scifar runs of ptd train; without any, the figure of --out is drawn"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder for the results and the figure")] = Path("robustness"),
     backend: Annotated[
         str | None,
@@ -20,26 +23,25 @@ def robustness(
 ) -> None:
     """Test trained classifiers under noise at S4D's last spike, by amplitude and by frequency."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
     from rich.table import Table
 
     from . import robustness as noise
     from . import store
     from .training import Run
 
-    data, console, found = store.load(store.root(root), "scifar"), Console(), []
-    for folder in runs:
+    console, data = Console(), None
+    for folder in runs or ():
+        data = data or store.load(store.root(root), "scifar")
         run = Run.selected(folder, data, backend)
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task(folder.name)
-            found.append(
-                noise.measure(
-                    run,
-                    samples=samples,
-                    report=lambda done, total, task=task, bar=bar: bar.update(task, completed=done, total=total),
-                )
-            )
-        noise.write(out, found)
+
+            def report(done: int, total: int, bar: Progress = bar, task: TaskID = task) -> None:
+                bar.update(task, completed=done, total=total)
+
+            noise.write(out, noise.measure(run, samples=samples, report=report))
+    noise.draw(out)
     for part in noise.table(out):
         table = Table(*map(str, part["columns"]), title=part["title"])
         for row in part["rows"]:
