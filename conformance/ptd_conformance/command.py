@@ -111,13 +111,21 @@ def _check_accuracies(folder: Path) -> int:
     if not folder.is_dir():
         raise ValueError(f"results: expected a folder of records, got {folder}; pass --results FOLDER")
     found, console = accuracies.standings(recorded.read_all(folder)), Console()
-    table = Table(*accuracies.COLUMNS, title="Long Range Arena")
-    for row in accuracies.rows(found):
-        table.add_row(*row)
+    # Devices and notes are the report's: in a terminal they leave the other columns no room.
+    shown = [i for i, column in enumerate(accuracies.COLUMNS) if column not in ("device", "note")]
+    table = Table(*(accuracies.COLUMNS[i] for i in shown), title="Long Range Arena")
+    for row in accuracies.rows(s for s in found if s.backend):
+        table.add_row(*(row[i] for i in shown))
     console.print(table)
+    due: dict[tuple[str, str], list[str]] = {}
+    for s in found:
+        if not s.backend:
+            due.setdefault((s.task, s.note), []).append(s.recipe)
+    for (task, note), recipes in due.items():
+        console.print(f"not run: {task} {', '.join(recipes)}; {note}")
     bad = [s for s in found if s.outcome in ("missed", "diverged")]
     for s in bad:
-        console.print(f"[red]FAIL[/] {s.task} {s.recipe} on {s.backend}: {s.outcome}")
+        console.print(f"[red]FAIL[/] {s.task} {s.recipe} on {s.backend}: {s.outcome}{'; ' if s.note else ''}{s.note}")
     return int(bool(bad))
 
 
