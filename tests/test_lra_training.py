@@ -255,6 +255,11 @@ def test_further_samples_are_counted_into_the_record(small_sets, tmp_path):
     same = TASKS["listops"].make(Order(tmp_path / "same", further, seed=0, samples=50)).parents[1]
     with pytest.raises(ValueError, match=r"^further: expected a set of 'listops 1' with another seed than 0, got"):
         retest([folder], same, root=small_sets)
+    (tmp_path / "other").mkdir()
+    manifest = (folder / "checkpoint.json").read_text().replace('"task": "listops"', '"task": "text"')
+    (tmp_path / "other" / "checkpoint.json").write_text(manifest)
+    with pytest.raises(ValueError, match=r"^runs: expected runs of one task, got listops, text; one call a task$"):
+        retest([folder, tmp_path / "other"], further, root=small_sets)
     results.renew(path, results.of(Run.selected(folder, data), "complete", "again"))
     assert (results.read(path)["note"], results.read(path)["further"]) == ("again", found)
 

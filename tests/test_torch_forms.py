@@ -12,9 +12,9 @@ from numpy.testing import assert_allclose
 
 from ptd import DSS, S4D, S5
 from ptd.convolution import causal_convolution
-from ptd.kernels import Kernels
+from ptd.kernels import Kernels, by_kind
 from ptd_torch import backend as be
-from ptd_torch.kernels import convolution_wins_on_cpu
+from ptd_torch.kernels import fastest_form_on_cpu
 
 CPU = be.on("cpu")
 MANY = DSS(2, 64)
@@ -70,11 +70,11 @@ def test_what_is_said_is_what_runs():
         ran.append("convolution")
         return causal_convolution(u, K)
 
-    kernels = Kernels(causal_convolution=convolved, forms={"dss": "chunked"}, convolution_wins=convolution_wins_on_cpu)
+    kernels = Kernels(causal_convolution=convolved, fastest_form=fastest_form_on_cpu)
     found = MANY.apply(params, u, kernels=kernels)
     assert ran == ["convolution"]
     by_chunks = MANY.apply(params, u, form="chunked", kernels=kernels)
-    never = dataclasses.replace(kernels, convolution_wins=Kernels.convolution_wins)
+    never = dataclasses.replace(kernels, fastest_form=by_kind({"dss": "chunked"}))
     assert np.array_equal(MANY.apply(params, u, kernels=never), by_chunks)
     assert ran == ["convolution"]
     assert_allclose(found, by_chunks, rtol=0, atol=1e-12 * np.abs(found).max())

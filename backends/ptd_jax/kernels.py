@@ -13,7 +13,7 @@ from jax import lax
 
 from ptd import checks, chunks
 from ptd.arrays import Array, as_planes, from_planes
-from ptd.kernels import Kernels
+from ptd.kernels import Kernels, by_kind
 from ptd.recurrence import LowRankTransition
 
 from .convolution import cauchy
@@ -176,7 +176,7 @@ class Choice:
     Attributes:
         recurrence: of RECURRENCES, with every kind of derivative.
         training: of RECURRENCES, where first gradients are all that is asked for.
-        forms: as in ptd.kernels.Kernels.
+        forms: the fastest by the kind of a layer; those not named run in their own default form.
     """
 
     recurrence: str
@@ -236,7 +236,7 @@ def table(platform: str, recurrence: str, chunk: int | None = None) -> Kernels:
         activations=frozenset({"bfloat16"}),
         both_ways=ways.both_ways,
         per_feature_chunks=ways.per_feature_chunks,
-        forms=choice(platform).forms,
+        fastest_form=by_kind(choice(platform).forms),
     )
 
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptd import arrays, checks
-from ptd.kernels import Kernels
 from ptd.layers import Layer
 from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
@@ -102,7 +101,8 @@ class TorchBackend(PortableBackend):
             raise checks.fail("fused", "no kernels by name under torch.func or in forward mode", sorted(fused))
         kernels = KERNELS[u.device.type] if isinstance(u, Tensor) else self.kernels
         if torch.compiler.is_compiling():  # a comparison would bind sizes that an exporter leaves open
-            kernels = dataclasses.replace(kernels, convolution_wins=Kernels.convolution_wins)
+            of = kernels.fastest_form
+            kernels = dataclasses.replace(kernels, fastest_form=lambda layer, size: of(layer, None))
         tiled = "tiles" in fused
         if "chunks" in fused:
             kernels = dataclasses.replace(kernels, mixing_chunks=functools.partial(mixing_chunks, tiled=tiled))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ptd import chunks, convolution, recurrence
 from ptd.arrays import Array, as_planes, from_planes
-from ptd.kernels import Kernels
+from ptd.kernels import Kernels, by_kind
 from ptd.recurrence import LowRankTransition
 
 from .cauchy import resolvent_sums
@@ -106,13 +106,18 @@ def chunk_length_on_cpu(layer: Any, L: int) -> int:
     return max(1, min(wanted, L))
 
 
-def convolution_wins_on_cpu(layer: Any, sequences: int, L: int) -> bool:
-    """Whether a run from rest is faster by convolution than by chunks on a CPU: for many modes, short or in batches.
+_CHUNKED = {"s5": "chunked", "s4d": "chunked", "dss": "chunked"}
+
+
+def fastest_form_on_cpu(layer: Any, size: tuple[int, int] | None) -> str:
+    """Chunks, and for S4D and DSS the convolution where a run has many modes and is short or in batches.
 
     Chunks cost each sample T + 4 P products for P modes, a transform costs the same for all P; its kernel costs as much
     whatever the batch. Measured (benchmarks/notes.md): 1.4 to 6.8 times as fast with gradients, 1.9 to 2.5 without.
     """
-    return layer.kind in ("s4d", "dss") and layer.modes >= 64 and 2048 * sequences >= L
+    if size is not None and layer.kind in ("s4d", "dss") and layer.modes >= 64 and 2048 * size[0] >= size[1]:
+        return "convolution"
+    return _CHUNKED.get(layer.kind, layer.default_form)
 
 
 _SHARED: dict[str, Any] = {
@@ -126,15 +131,12 @@ _SHARED: dict[str, Any] = {
     "activations": frozenset({"bfloat16", "float16"}),
 }
 
-_CHUNKED = {"s5": "chunked", "s4d": "chunked", "dss": "chunked"}
-
 #: Kernels by the type of device.
 KERNELS = {
     "cpu": Kernels(
         **_SHARED,
-        forms=_CHUNKED,
-        convolution_wins=convolution_wins_on_cpu,
+        fastest_form=fastest_form_on_cpu,
         chunk_length=chunk_length_on_cpu,
     ),
-    "cuda": Kernels(**_SHARED, forms=_CHUNKED | {"s4": "chunked"}, chunk_length=chunk_length_on_gpu),
+    "cuda": Kernels(**_SHARED, fastest_form=by_kind(_CHUNKED | {"s4": "chunked"}), chunk_length=chunk_length_on_gpu),
 }

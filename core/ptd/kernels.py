@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import chunks, convolution, recurrence
@@ -50,16 +50,19 @@ class Kernels:
     #: into (2 M, H), out (H, D 2 M) and skip (H,) or None to y = out x + skip u (..., L, H), with x the states after
     #: each sample as both_ways gives them of the drive into u.
     mixing_states: Callable[..., Array] | None = None
-    #: The form that is fastest here, by the kind of a layer; layers not named run in their own default form.
-    forms: Mapping[str, str] = field(default_factory=dict)
-    #: Whether a run from rest without a final state is faster in form "convolution" than in that of forms: from the
-    #: layer, the number of sequences in the batch and L.
-    convolution_wins: Callable[[Any, int, int], bool] = lambda layer, sequences, L: False
+    #: The form that is fastest here: from the layer, and of a run from rest without a final state the number of
+    #: sequences and L; None of any other run, and where they are not known.
+    fastest_form: Callable[[Any, tuple[int, int] | None], str] = lambda layer, size: layer.default_form
 
     def with_carries(self, carries: Callable[..., tuple[Array, Array]], **changes: Any) -> Kernels:
         """This table with other carries, and without what runs chunks as a whole, which would not ask for them."""
         parts = replace(self, per_feature_chunks=None, mixing_chunks=None, both_ways=None, mixing_states=None)
         return replace(parts, carries=carries, **changes)
+
+
+def by_kind(forms: Mapping[str, str]) -> Callable[[Any, tuple[int, int] | None], str]:
+    """A fastest_form that goes by the kind of a layer alone; those not named run in their own default form."""
+    return lambda layer, size: forms.get(layer.kind, layer.default_form)
 
 
 PORTABLE = Kernels()

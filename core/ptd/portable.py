@@ -75,6 +75,8 @@ class PortableBackend:
         >>> backend.form(S4D(2, 4), (1, 8, 2)), backend.form(S4D(2, 4), (1, 8, 2), form="chunked")
         ('convolution', 'chunked')
         """
+        if call.get("form") is not None:
+            checks.choice("form", call["form"], layer.forms)
         return layer.form_of(self.kernels, shape, **call)
 
     def step(self, layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, **call: Any) -> Any:

@@ -52,13 +52,9 @@ def load(folder: Path) -> tuple[dict[str, NDArray], dict[str, Any]] | None:
     Raises:
         ValueError: a piece is missing or damaged, or the manifest is; it is named.
     """
-    if not (folder / MANIFEST).exists():
+    if (found := _manifest(folder)) is None:
         return None
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        names, values = manifest["pieces"], manifest["values"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{MANIFEST}: expected a checkpoint, got {error!r}; it is damaged, use a copy") from error
+    names, values = found
     data = b"".join(_piece(folder / name) for name in names)
     try:
         return decode(data), values
@@ -66,9 +62,30 @@ def load(folder: Path) -> tuple[dict[str, NDArray], dict[str, Any]] | None:
         raise ValueError(f"{MANIFEST}: expected pieces that fit together, got {error}; use a copy") from error
 
 
+def values_of(folder: Path) -> dict[str, Any] | None:
+    """The values of the folder's checkpoint without its arrays, or None if it has none.
+
+    Raises:
+        ValueError: the manifest is damaged.
+    """
+    found = _manifest(folder)
+    return None if found is None else found[1]
+
+
 def plain(values: Any) -> Any:
     """values as they come back from a file."""
     return json.loads(json.dumps(values))
+
+
+def _manifest(folder: Path) -> tuple[list[str], dict[str, Any]] | None:
+    """The names of the pieces, and the values."""
+    if not (folder / MANIFEST).exists():
+        return None
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return manifest["pieces"], manifest["values"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{MANIFEST}: expected a checkpoint, got {error!r}; it is damaged, use a copy") from error
 
 
 def _piece(path: Path) -> bytes:

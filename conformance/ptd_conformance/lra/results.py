@@ -76,7 +76,16 @@ def _per_step(run: Run) -> float | None:
 
 def name(record: Record) -> str:
     """The name of a record's file, without ending."""
-    return "-".join(str(record[part]) for part in ("task", "recipe", "backend", "seed"))
+    return _name(*(record[part] for part in ("task", "recipe", "backend", "seed")))
+
+
+def path(run: Run) -> Path:
+    """Where the record of a run lies, in its folder."""
+    return run.folder / f"{_name(run.recipe.task, run.recipe.name, run.backend.name, run.seed)}.json"
+
+
+def _name(task: str, recipe: str, backend: str, seed: int) -> str:
+    return f"{task}-{recipe}-{backend}-{seed}"
 
 
 def sampling_error(accuracy: float, samples: int) -> float:

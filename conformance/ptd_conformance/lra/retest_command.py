@@ -23,15 +23,20 @@ def retest(
     """
     from rich.console import Console
 
+    from ptd import checks
+
     from . import results, store
     from .training import Run
 
     console = Console(highlight=False)
+    tasks = sorted({_task(folder) for folder in runs})
+    if len(tasks) != 1:
+        raise checks.fail("runs", "runs of one task", ", ".join(tasks), "one call a task")
+    own, other = store.load(store.root(root), tasks[0]), store.load(further, tasks[0])
+    _check_unseen(own.manifest["made_from"], other.manifest["made_from"])
     for folder in runs:
-        own, other = store.load(store.root(root), _task(folder)), store.load(further, _task(folder))
-        _check_unseen(own.manifest["made_from"], other.manifest["made_from"])
         run = Run.selected(folder, own, backend)
-        path = folder / f"{results.name(results.of(run, 'complete'))}.json"
+        path = results.path(run)
         counts = {name: len(part.targets) for name, part in other.splits.items()}
         samples = sum(counts.values())
         accuracy = sum(round(counts[name] * run.accuracy_on(part)) for name, part in other.splits.items()) / samples
@@ -58,6 +63,6 @@ def _task(folder: Path) -> str:
 
     from . import checkpoint
 
-    if (found := checkpoint.load(folder)) is None:
+    if (found := checkpoint.values_of(folder)) is None:
         raise checks.fail("runs", "folders of complete runs", folder, "ptd train")
-    return found[1]["identity"]["recipe"]["task"]
+    return found["identity"]["recipe"]["task"]

@@ -102,7 +102,7 @@ def _write(run: Any, state: str, note: str) -> None:
 
     record = results.of(run, state, note)
     target = standings.targets()["accuracy"].get(run.recipe.of, {}).get(run.recipe.task)
-    results.renew(run.folder / f"{results.name(record)}.json", record)
+    results.renew(results.path(run), record)
     curve.write(run.folder, run.progress.curve, f"{run.recipe.task} {run.recipe.name}, seed {run.seed}", target)
 
 

@@ -78,10 +78,10 @@ class Run:
         """
         import ptd
 
-        found = checkpoint.load(folder)
-        if found is None or found[1]["progress"]["test"] is None:
+        found = checkpoint.values_of(folder)
+        if found is None or found["progress"]["test"] is None:
             raise ValueError(f"runs: expected the folder of a complete run, got {folder}; ptd train --resume")
-        own = found[1]["identity"]
+        own = found["identity"]
         run = cls(
             Recipe(**own["recipe"]),
             data,

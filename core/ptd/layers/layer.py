@@ -153,14 +153,11 @@ class Layer:
     ) -> str:
         """The form in which apply runs a call on u of that shape: the one asked for, else the fastest on kernels."""
         if form is not None:
-            checks.choice("form", form, self.forms)
             return form
         if resets is not None or _per_sample(step_scale):
             return "scan"
         from_rest = state is None and not return_state
-        if from_rest and _known(shape) and kernels.convolution_wins(self, math.prod(shape[:-2]), shape[-2]):
-            return "convolution"
-        fastest = kernels.forms.get(self.kind, self.default_form)
+        fastest = kernels.fastest_form(self, _size(shape) if from_rest else None)
         return "scan" if fastest == "chunked" and self.bidirectional and state is not None else fastest
 
     # --- running -----------------------------------------------------------------------------------------------
@@ -381,6 +378,6 @@ def _per_sample(step_scale: Any) -> bool:
     return isinstance(step_scale, (list, tuple)) or getattr(step_scale, "ndim", 0) > 0
 
 
-def _known(shape: tuple[int, ...]) -> bool:
-    """Whether all sizes are numbers: a comparison would bind those that an exporter leaves open."""
-    return all(isinstance(size, int) for size in shape)
+def _size(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """The number of sequences and L; None where an exporter leaves them open, which a comparison would bind."""
+    return (math.prod(shape[:-2]), shape[-2]) if all(isinstance(size, int) for size in shape) else None
