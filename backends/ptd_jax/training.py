@@ -19,7 +19,7 @@ from ptd.arrays import Array
 from ptd.contract import Backend
 from ptd.model import SequenceModel, Training, is_statistic
 from ptd.optimization import Group, Optimizer
-from ptd.whole_sets import Placed, as_set, batches, check_rows
+from ptd.whole_sets import Placed, as_set, batches, check_rows, check_targets
 
 from .dropout import dropout, step_key
 from .passes import training_block
@@ -212,7 +212,9 @@ def optimizer_groups(optimizer: Optimizer) -> optax.GradientTransformation:
 
 def _losses(y: Array, targets: Array) -> Array:
     """Cross entropies for integer targets, else squared errors."""
-    if jnp.issubdtype(targets.dtype, jnp.integer):
+    are_classes = jnp.issubdtype(targets.dtype, jnp.integer)
+    check_targets(targets.shape, are_classes, y.shape)
+    if are_classes:
         return optax.softmax_cross_entropy_with_integer_labels(y, targets)
     return (y - targets) ** 2
 

@@ -21,7 +21,7 @@ from ptd.arrays import Array
 from ptd.contract import Backend
 from ptd.model import SequenceModel, Training, is_statistic
 from ptd.optimization import Group, Optimizer
-from ptd.whole_sets import Placed, as_set, batches
+from ptd.whole_sets import Placed, as_set, batches, check_targets
 
 
 class MlxLearner:
@@ -161,7 +161,9 @@ def _rule(optimizer: Optimizer, group: Group) -> optim.Optimizer:
 
 
 def _loss(y: Array, targets: Array) -> Array:
-    if mx.issubdtype(targets.dtype, mx.integer):
+    are_classes = mx.issubdtype(targets.dtype, mx.integer)
+    check_targets(targets.shape, are_classes, y.shape)
+    if are_classes:
         return nn.losses.cross_entropy(y, targets, reduction="mean")
     return mx.mean((y - targets) ** 2)
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ptd.contract import Backend
 from ptd.model import SequenceModel, Training
+from ptd.whole_sets import check_targets
 
 from .dropout import Dropout
 from .encoder import encode
@@ -79,9 +80,11 @@ class Program:
         y = self._model.decode(leaves, x, lengths)
         if targets is None:
             return y
-        if targets.is_floating_point():
-            return ((y - targets) ** 2).mean()
-        return functional.cross_entropy(y, targets.long())
+        are_classes = not targets.is_floating_point()
+        check_targets(targets.shape, are_classes, y.shape)
+        if are_classes:
+            return functional.cross_entropy(y.reshape(-1, y.shape[-1]), targets.long().reshape(-1))
+        return ((y - targets) ** 2).mean()
 
     def _block_of(
         self,

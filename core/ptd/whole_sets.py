@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,6 +69,17 @@ def check_rows(inputs: Array, targets: Array, lengths: Array | None) -> None:
         if value is not None and np.shape(value)[:1] != rows:
             got = np.shape(value)[:1]
             raise checks.fail(name, f"{rows[0]} rows, one per input", got[0] if got else "a single number")
+
+
+def check_targets(shape: Sequence[int], are_classes: bool, outputs: Sequence[int]) -> None:
+    """Raise ValueError unless targets of a shape fit a model's outputs: to broadcast them would be another loss.
+
+    >>> check_targets((8,), True, (8, 3))
+    """
+    kind, expected = ("class numbers", outputs[:-1]) if are_classes else ("real values", outputs)
+    if tuple(shape) != tuple(expected):
+        need = f"{kind} of shape {tuple(expected)} for outputs of shape {tuple(outputs)}"
+        raise checks.fail("targets", need, tuple(shape), "reshape them")
 
 
 def batches(indices: NDArray[np.integer], batch: int) -> list[NDArray[np.integer]]:
