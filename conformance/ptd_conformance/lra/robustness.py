@@ -153,6 +153,7 @@ def table(folder: Path) -> list[dict[str, Any]]:
         epochs = f"{r['epochs']}" if r["full"] else f"{r['epochs']} (a trial)"
         rows.append([r["recipe"], r["backend"], r["device"], r["seed"], epochs, f"{100 * r['clean']:.1f}", *cells])
     note = "Test accuracy in per cent with noise of one Fourier mode, at S4D's last spike, in the input of every layer."
+    note += "".join(f" {r['recipe']}, seed {r['seed']}: {r['note']}." for r in found if r["note"])
     figure = folder / FIGURE
     picture = base64.b64encode(figure.read_bytes()).decode() if figure.is_file() else ""
     title = "Colour CIFAR-10 under noise"
