@@ -23,8 +23,8 @@ from .recurrences import loop
 #: Complex states of one block, in all: two megabytes in single precision, so that two cores share its products.
 BLOCK_STATES = 2**18
 SHORTEST, LONGEST = 32, 2048
-#: States, in all, up to which they are kept for the gradient: 4 megabytes in single precision. More are made again: that
-#: takes less time than memory that the system hands out anew at each call.
+#: States, in all, up to which they are kept for the gradient: 4 megabytes in single precision. More are made again:
+#: that takes less time than memory which the system hands out anew at each call.
 KEPT = 2**19
 
 
