@@ -144,6 +144,16 @@ def test_truncated_reviews_are_refused_by_name(texts, tmp_path):
         reviews.read(tmp_path)
 
 
+def test_some_of_the_reviews_have_both_labels(texts, tmp_path):
+    """The source lists one label after the other."""
+    write_lines(tmp_path, texts)
+    tasks.TASKS["text"].make(tasks.Order(tmp_path, tmp_path, samples=40))
+    data = store.load(tmp_path, "text")
+    assert {name: len(part.targets) for name, part in data.splits.items()} == {"train": 18, "validation": 2, "test": 20}
+    for part in (data.splits["train"], data.splits["test"]):
+        assert np.mean(part.targets) == pytest.approx(0.5, abs=0.15)
+
+
 def test_rare_characters_are_unknown():
     assert reviews.vocabulary(["aab", "a"], rarest=2) == ["a"]
     tokens, lengths = reviews.encode(["ab"], ["a"], 10)

@@ -210,11 +210,12 @@ def _sizes(count: int, train: float, validation: float) -> dict[str, int]:
 
 
 def _thinned(parts: list[NDArray], samples: int | None) -> list[NDArray]:
-    """The first samples of each part, in proportion."""
+    """Samples of each part, in proportion, evenly spaced: sources may be sorted by class."""
     if samples is None:
         return parts
     total = sum(map(len, parts))
-    return [part[: max(1, math.ceil(len(part) * samples / total))] for part in parts]
+    counts = [max(1, min(len(part), math.ceil(len(part) * samples / total))) for part in parts]
+    return [part[np.arange(count) * len(part) // count] for part, count in zip(parts, counts, strict=True)]
 
 
 def _columns(found: list[reviews.Review]) -> tuple[list[str], NDArray[np.uint8], NDArray[np.bool_]]:
