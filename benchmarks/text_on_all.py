@@ -1,4 +1,4 @@
-"""Text trained on all 25,000 training reviews and tested after the last epoch, as published accuracies were.
+"""Text trained on all 25,000 training reviews, as published models were, and tested after the last epoch.
 
 Recipes of this package hold a tenth of the reviews out to select on. The difference is what that costs.
 

@@ -46,3 +46,16 @@ def test_evaluation_of_rows_is_the_learners_own(learner):
 def test_no_steps_give_no_losses(learner):
     for one in (learner, Stepping(learner)):
         assert one.train(one.place(INPUTS, TARGETS), np.zeros((0, 3), int)).shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["jax", "torch", "mlx"])
+def test_every_sample_of_a_sequence_may_have_a_class(name):
+    """Without pooling; the loss is the mean over samples and sequences."""
+    model = ptd.SequenceModel(ptd.S5(4, 4), 1, 2, 3, pooling="none")
+    leaves = model.initialize(np.random.default_rng(0), init="legs")
+    learner = ptd.backend(name).learner(model, leaves, RULE, 0)
+    inputs = np.random.default_rng(1).standard_normal((2, 5, 2)).astype(np.float32)
+    classes = np.arange(10, dtype=np.int32).reshape(2, 5) % 3
+    y = learner.outputs(inputs).astype(np.float64)
+    expected = np.mean(np.log(np.exp(y).sum(-1)) - np.take_along_axis(y, classes[..., None], -1)[..., 0])
+    np.testing.assert_allclose(float(learner.step(inputs, classes)), expected, rtol=1e-5)

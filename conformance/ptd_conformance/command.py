@@ -114,18 +114,20 @@ def _check_accuracies(folder: Path) -> int:
     # Devices and notes are the report's: in a terminal they leave the other columns no room.
     shown = [i for i, column in enumerate(accuracies.COLUMNS) if column not in ("device", "note")]
     table = Table(*(accuracies.COLUMNS[i] for i in shown), title="Long Range Arena")
-    for row in accuracies.rows(s for s in found if s.backend):
+    for row in accuracies.rows(s for s in found if s.outcome != "not run"):
         table.add_row(*(row[i] for i in shown))
     console.print(table)
     due: dict[tuple[str, str], list[str]] = {}
     for s in found:
-        if not s.backend:
+        if s.outcome == "not run":
             due.setdefault((s.task, s.note), []).append(s.recipe)
     for (task, note), recipes in due.items():
-        console.print(f"not run: {task} {', '.join(recipes)}; {note}")
+        console.print("; ".join(filter(None, [f"not run: {task} {', '.join(recipes)}", note])))
     bad = [s for s in found if s.outcome in ("missed", "diverged")]
     for s in bad:
-        console.print(f"[red]FAIL[/] {s.task} {s.recipe} on {s.backend}: {s.outcome}{'; ' if s.note else ''}{s.note}")
+        console.print(
+            "; ".join(filter(None, [f"[red]FAIL[/] {s.task} {s.recipe} on {s.backend}: {s.outcome}", s.note]))
+        )
     return int(bool(bad))
 
 
