@@ -62,7 +62,10 @@ def triton_interpreter(session: nox.Session) -> None:
         part for clause in ("K1", "K2", "K3", "K6", "L2", "L15", "L17", "G4", "G5", "G7") for part in ("--only", clause)
     ]
     environment = {"TRITON_INTERPRET": "1"}
-    names = ("scan", "gate", "end", "norm", "chunked", "states", "per_feature", "orbits", "convolution", "encoder")
+    names = (
+        *("scan", "gate", "end", "norm", "chunked", "states", "per_feature", "diagonal", "orbits"),
+        *("convolution", "encoder"),
+    )
     tests = [f"tests/test_torch_{name}.py" for name in names]
     session.run("python", "-m", "pytest", *tests, env=environment)
     session.run("ptd", "conformance", "--backend", "torch", *clauses, *session.posargs, env=environment)

@@ -14,6 +14,7 @@ from ptd.kernels import Kernels, by_kind
 from ptd.recurrence import LowRankTransition
 
 from .cauchy import resolvent_sums
+from .diagonal import diagonal_chunks
 from .orbits import orbits
 from .per_feature_chunks import per_feature_chunks
 from .transforms import forward_mode
@@ -128,6 +129,7 @@ _SHARED: dict[str, Any] = {
     "causal_convolution": causal_convolution,
     "orbits": orbits,
     "per_feature_chunks": per_feature_chunks,
+    "diagonal_chunks": diagonal_chunks,
     "activations": frozenset({"bfloat16", "float16"}),
 }
 

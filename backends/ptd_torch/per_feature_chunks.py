@@ -30,7 +30,8 @@ def chunks(
         x0: float32 (H, D, R, 2, M), the states before the first chunk of each direction; zero if None.
 
     Returns:
-        y (R, L, H), final (H, D, R, 2, M), the signals as (H, R, n T), and the states that enter each chunk.
+        y (R, L, H); final (H, D, R, 2, M); and for the gradient the signals as (H, R, n T) and the states that enter
+        each chunk, (H, R, n, D, 2, M), both in the dtype of u.
     """
     from . import triton_chunks as kernels
 
@@ -48,7 +49,7 @@ def _(
     (R, L, H), (_, T, width), M = u.shape, into.shape, decay.shape[-1]
     n, D = -(-L // T), width // (2 * M)
     new = decay.new_empty
-    return u.new_empty(u.shape), new((H, D, R, 2, M)), u.new_empty((H, R, n * T)), new((H, D, R, n, 2, M))
+    return u.new_empty(u.shape), new((H, D, R, 2, M)), u.new_empty((H, R, n * T)), u.new_empty((H, R, n, D, 2, M))
 
 
 @torch.library.custom_op("ptd::chunks_adjoint", mutates_args=())
@@ -84,7 +85,7 @@ def _(
     grad_y: Tensor,
     grad_final: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    H, D, R, _, _, M = entering.shape
+    H, R, _, D, _, M = entering.shape
     matrices = (m.new_empty(m.shape) for m in (decay, into, out, direct))
     return grad_y.new_empty(grad_y.shape), *matrices, decay.new_empty((H, D, R, 2, M))
 

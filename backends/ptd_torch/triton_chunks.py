@@ -1,11 +1,14 @@
 """Layers with a system per feature over chunks of T samples, as Triton kernels. Imported only where Triton is.
 
-A program owns one feature, one direction and ROWS sequences, and walks through their chunks: states stay in registers,
-the matrices of the feature in registers or shared memory, and a chunk costs a few small matrix products. It reads u,
-writes y and, once per chunk, the states that the gradient needs. Signals are (H, R, L), time last, since a program
-reads whole chunks of one feature; two kernels turn signals from and to (R, L, H). Where features and sequences alone
-would leave the device idle, time is cut into segments, which count as further sequences: a pass that only finds the
-states at their ends, a scan over these, and the same kernel again with the states that enter.
+Three kernels, each near the speed of memory. A walk owns one feature, one direction and ROWS sequences, carries their
+states through the chunks in registers, and writes those that enter each chunk; all that its steps hand on is one
+multiplication. Outputs are then products over all chunks at once, y = u direct + x out. The gradient is the same two
+with transposed matrices from the other side, and sums of products over all chunks for the matrices.
+
+Signals are (H, R, L), time last, since a program reads whole chunks of one feature; two kernels turn signals from and
+to (R, L, H). Where features and sequences alone would leave the device idle, time is cut into segments, which count as
+further sequences: a walk that only finds the states at their ends, a scan over these, and the walk again with the
+states that enter.
 """
 
 from __future__ import annotations
@@ -21,11 +24,16 @@ from ptd import arrays, convolution
 
 from .triton_products import dot, entries, precision
 
-#: Rows (sequences) of a program, its warps, and how many chunks ahead it loads.
-ROWS, WARPS, STAGES = 16, 4, 3
+#: Rows (sequences) of a walk, its warps, and how many chunks ahead it loads. This and what follows: the fastest of
+#: eight settings on an H200.
+ROWS, WARPS, STAGES = 16, 2, 3
 
-#: The same of the program that sums up the gradients of the matrices, whose rows are chunks, and how many there are.
-PRODUCT_ROWS, PRODUCT_WARPS, PRODUCT_STAGES, PRODUCT_PROGRAMS = 32, 8, 2, 528
+#: Rows (chunks) of a tile of outputs, its warps and stages, and the bytes of a row of states that it takes at a time.
+OUTPUT_ROWS, OUTPUT_WARPS, OUTPUT_STAGES, OUTPUT_BYTES = 128, 4, 2, 128
+
+#: Rows (chunks), warps and stages of the program that sums up the gradients of the matrices, by the bytes of an entry
+#: of the signal, and how many programs there are.
+PRODUCT_TILES, PRODUCT_PROGRAMS = {2: (64, 8, 3), 4: (32, 8, 2)}, 264
 
 #: Programs that keep the device busy; fewer, and time is cut into segments.
 ENOUGH_PROGRAMS = 256
@@ -33,21 +41,20 @@ ENOUGH_PROGRAMS = 256
 
 @triton.jit
 def _walk(
-    u, decay, into, out, direct, x0, y, entering, final,
-    N, R, n, M, row_stride, part_stride, mirrored,
-    a_row, a_column, i_time, i_mode, o_mode, o_time, w_in, w_out,
+    u, decay, into, x0, entering, final,
+    N, R, n, M, row_stride, mirrored, a_row, a_column, i_time, i_mode,
     T: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, DIRECTIONS: tl.constexpr,
-    DENSE: tl.constexpr, HAS_X0: tl.constexpr, STORE: tl.constexpr, PRECISION: tl.constexpr,
+    DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y = direct u + out x and the states x entering each chunk, of one direction; without STORE only the last x.
+    """The states that enter each chunk, where entering is given, and the last, of one direction.
 
-    The gradient by u is the same walk with transposed matrices from the other side, which mirrored swaps.
+    mirrored swaps the sides from which directions run: so does the gradient.
     """
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    h, d = tl.program_id(1), tl.program_id(2)
+    d, h = tl.program_id(0), tl.program_id(2)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     t, k = tl.arange(0, T), tl.arange(0, K)
     live = row < N
-    dtype = u.dtype.element_ty
+    seen = live[:, None] & (k < M)[None, :]
     width = DIRECTIONS * 2 * M
     into_h = into + h * T * width + d * 2 * M * i_mode
     I_re = entries(into_h, t, k, i_time, i_mode, T, M)
@@ -61,39 +68,27 @@ def _walk(
     else:
         a_re = tl.load(decay + h * 2 * M + k, mask=k < M, other=0.0)[None, :]
         a_im = tl.load(decay + h * 2 * M + M + k, mask=k < M, other=0.0)[None, :]
-    backwards = d != mirrored
-    if STORE:
-        out_h = out + h * T * width + d * 2 * M * o_mode
-        O_re = entries(out_h, k, t, o_mode, o_time, M, T)
-        O_im = entries(out_h + M * o_mode, k, t, o_mode, o_time, M, T)
-        W = entries(direct + h * T * T, t, t, w_in, w_out, T, T)
-        if DIRECTIONS == 2:  # each walk adds what its own past has part in; the present counts as direction 0's
-            later = (t[None, :] > t[:, None]) != backwards
-            W = tl.where(later & (t[None, :] != t[:, None]) | (d == 0) & (t[None, :] == t[:, None]), W, 0.0)
-    states = ((h * DIRECTIONS + d).to(tl.int64) * N + (row % R) * (N // R) + row // R) * 2 * M
-    seen = live[:, None] & (k < M)[None, :]
-    if HAS_X0:
-        at = x0 + states[:, None] + k[None, :]
-        x_re = tl.load(at, mask=seen, other=0.0)
-        x_im = tl.load(at + M, mask=seen, other=0.0)
+    r, segment, segments = (row % R).to(tl.int64), row // R, N // R
+    end = (((h * DIRECTIONS + d).to(tl.int64) * R + r) * segments + segment)[:, None] * 2 * M + k[None, :]
+    if x0 is not None:
+        x_re = tl.load(x0 + end, mask=seen, other=0.0)
+        x_im = tl.load(x0 + end + M, mask=seen, other=0.0)
     else:
         x_re = tl.zeros((ROWS, K), tl.float32)
         x_im = tl.zeros((ROWS, K), tl.float32)
-    first = h.to(tl.int64) * R * row_stride + (row % R).to(tl.int64) * row_stride + (row // R) * (n * T)
+    first = h.to(tl.int64) * R * row_stride + r * row_stride + segment * (n * T)
     u_at = u + first[:, None] + t[None, :]
-    y_at = y + d.to(tl.int64) * part_stride + first[:, None] + t[None, :]
-    x_at = entering + states[:, None] * n + k[None, :]
+    if entering is not None:
+        chunk = (h.to(tl.int64) * R + r) * segments * n + segment * n
+        x_at = entering + chunk[:, None] * width + d * 2 * M + k[None, :]
+    backwards = d != mirrored
     for j in range(n):
         c = tl.where(backwards, n - 1 - j, j)
         v = tl.load(u_at + c * T, mask=live[:, None], other=0.0)
-        if STORE:
-            here = x_at + c * 2 * M
-            tl.store(here, x_re, mask=seen)
-            tl.store(here + M, x_im, mask=seen)
-            z = dot(v, W, tl.zeros((ROWS, T), tl.float32), PRECISION)
-            z = dot(x_re.to(dtype), O_re, z, PRECISION)
-            z = dot(x_im.to(dtype), O_im, z, PRECISION)
-            tl.store(y_at + c * T, z.to(dtype), mask=live[:, None])
+        if entering is not None:
+            here = x_at + c * width
+            tl.store(here, x_re.to(u.dtype.element_ty), mask=seen)
+            tl.store(here + M, x_im.to(u.dtype.element_ty), mask=seen)
         z_re = dot(v, I_re, tl.zeros((ROWS, K), tl.float32), PRECISION)
         z_im = dot(v, I_im, tl.zeros((ROWS, K), tl.float32), PRECISION)
         if DENSE:
@@ -105,9 +100,31 @@ def _walk(
         else:
             x_re, x_im = a_re * x_re - a_im * x_im + z_re, a_re * x_im + a_im * x_re + z_im
     if final is not None:
-        at = final + states[:, None] + k[None, :]
-        tl.store(at, x_re, mask=seen)
-        tl.store(at + M, x_im, mask=seen)
+        tl.store(final + end, x_re, mask=seen)
+        tl.store(final + end + M, x_im, mask=seen)
+
+
+@triton.jit
+def _outputs(
+    u, x, direct, out, y, chunks, width, w_in, w_out, o_mode, o_time,
+    T: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """y = u direct + x out over a tile of the chunks of one feature: u and y (H, chunks, T), x (H, chunks, width)."""
+    h = tl.program_id(1).to(tl.int64)
+    row, t = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, T)
+    live = (row < chunks)[:, None]
+    rows = h * chunks + row[:, None]
+    here = rows * T + t[None, :]
+    # Loaded first and used last: on its way while the loop's loads are.
+    v, W = tl.load(u + here, mask=live, other=0.0), entries(direct + h * T * T, t, t, w_in, w_out, T, T)
+    total = tl.zeros((BM, T), tl.float32)
+    for first in range(0, width, BK):
+        k = first + tl.arange(0, BK)
+        z = tl.load(x + rows * width + k[None, :], mask=live & (k < width)[None, :], other=0.0)
+        read = entries(out + h * T * width, k, t, o_mode, o_time, width, T)
+        total = dot(z, read, total, PRECISION)
+    total = dot(v, W, total, PRECISION)
+    tl.store(y + here, total.to(y.dtype.element_ty), mask=live)
 
 
 @triton.jit
@@ -120,11 +137,10 @@ def _products(
     """The gradients of the matrices of one feature and direction over a share of all chunks; not of a dense decay.
 
     u and grad_y are (H, chunks, T); x, the states that enter each chunk, and g, the gradients of those that leave it,
-    (H, D, chunks, 2, M).
+    (H, chunks, D, 2, M).
     """
     d, h, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     t, k = tl.arange(0, T), tl.arange(0, K)
-    dtype = u.dtype.element_ty
     width = DIRECTIONS * 2 * M
     if not DENSE:
         ga_re = tl.zeros((ROWS, K), tl.float32)
@@ -136,7 +152,7 @@ def _products(
     gW = tl.zeros((T, T), tl.float32)
     u_at = u + h.to(tl.int64) * chunks * T + t[None, :]
     gy_at = grad_y + h.to(tl.int64) * chunks * T + t[None, :]
-    states = (h * DIRECTIONS + d).to(tl.int64) * chunks * 2 * M + k[None, :]
+    states = h.to(tl.int64) * chunks * width + d * 2 * M + k[None, :]
     stop = tl.minimum((part + 1) * share, chunks)
     for j in range(part * share, stop, ROWS):
         row = j + tl.arange(0, ROWS)
@@ -145,7 +161,7 @@ def _products(
         row = row.to(tl.int64)
         v = tl.load(u_at + row[:, None] * T, mask=live, other=0.0)
         w = tl.load(gy_at + row[:, None] * T, mask=live, other=0.0)
-        here = states + row[:, None] * (2 * M)
+        here = states + row[:, None] * width
         x_re = tl.load(x + here, mask=seen, other=0.0)
         x_im = tl.load(x + here + M, mask=seen, other=0.0)
         g_re = tl.load(g + here, mask=seen, other=0.0)
@@ -153,11 +169,14 @@ def _products(
         vT, wT = tl.trans(v), tl.trans(w)
         if d == 0:
             gW = dot(vT, w, gW, PRECISION)
-        gI_re = dot(vT, g_re.to(dtype), gI_re, PRECISION)
-        gI_im = dot(vT, g_im.to(dtype), gI_im, PRECISION)
-        gO_re = dot(wT, x_re.to(dtype), gO_re, PRECISION)
-        gO_im = dot(wT, x_im.to(dtype), gO_im, PRECISION)
+        gI_re = dot(vT, g_re, gI_re, PRECISION)
+        gI_im = dot(vT, g_im, gI_im, PRECISION)
+        gO_re = dot(wT, x_re, gO_re, PRECISION)
+        gO_im = dot(wT, x_im, gO_im, PRECISION)
         if not DENSE:
+            x_re, x_im, g_re, g_im = (
+                x_re.to(tl.float32), x_im.to(tl.float32), g_re.to(tl.float32), g_im.to(tl.float32)
+            )  # fmt: skip
             ga_re += x_re * g_re + x_im * g_im
             ga_im += x_re * g_im - x_im * g_re
     program = part.to(tl.int64) * tl.num_programs(1) + h
@@ -191,21 +210,16 @@ def _to_features(source, target, L, H, length, s_r, s_t, s_h, TIME: tl.constexpr
 
 
 @triton.jit
-def _from_features(
-    source, target, L, H, length, part_stride, PARTS: tl.constexpr, TIME: tl.constexpr, FEATURES: tl.constexpr
-):
-    """The sum over the parts of source (PARTS, H, R, length) as target (R, L, H)."""
+def _from_features(source, target, L, H, length, TIME: tl.constexpr, FEATURES: tl.constexpr):
+    """source (H, R, length) as target (R, L, H)."""
     tiles = tl.cdiv(length, TIME)
     r = (tl.program_id(0) // tiles).to(tl.int64)
     t = (tl.program_id(0) % tiles) * TIME + tl.arange(0, TIME)
     h = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
-    mask = (h < H)[:, None] & (t < L)[None, :]
     at = source + r * length + h[:, None].to(tl.int64) * (tl.num_programs(0) // tiles) * length + t[None, :]
-    v = tl.load(at, mask=mask, other=0.0)
-    if PARTS == 2:
-        v = v.to(tl.float32) + tl.load(at + part_stride, mask=mask, other=0.0).to(tl.float32)
+    v = tl.load(at, mask=(h < H)[:, None] & (t < L)[None, :], other=0.0)
     at = target + r * L * H + t[:, None].to(tl.int64) * H + h[None, :]
-    tl.store(at, tl.trans(v).to(target.dtype.element_ty), mask=(t < L)[:, None] & (h < H)[None, :])
+    tl.store(at, tl.trans(v), mask=(t < L)[:, None] & (h < H)[None, :])
 
 
 #: Tile of the two turns, and their warps.
@@ -222,16 +236,13 @@ def to_features(u: Tensor, length: int) -> Tensor:
     return target
 
 
-def from_features(parts: Tensor, L: int) -> Tensor:
-    """The sum over D of parts (D, H, R, length) as (R, L, H)."""
-    D, H, R, length = parts.shape
-    target = parts.new_empty((R, L, H))
+def from_features(y: Tensor, L: int) -> Tensor:
+    """y (H, R, length) as (R, L, H)."""
+    H, R, length = y.shape
+    target = y.new_empty((R, L, H))
     grid = (R * triton.cdiv(length, TURN[0]), triton.cdiv(H, TURN[1]))
     if target.numel():
-        _from_features[grid](
-            parts, target, L, H, length, parts.stride(0),
-            PARTS=D, TIME=TURN[0], FEATURES=TURN[1], num_warps=TURN_WARPS,
-        )  # fmt: skip
+        _from_features[grid](y, target, L, H, length, TIME=TURN[0], FEATURES=TURN[1], num_warps=TURN_WARPS)
     return target
 
 
@@ -274,7 +285,7 @@ def run(v: Tensor, matrices: Matrices, x0: Tensor | None) -> tuple[Tensor, Tenso
         x0: float32 (H, D, R, 2, M), the state before the first chunk of each direction; zero if None.
 
     Returns:
-        Parts of y, (D, H, R, n T), whose sum is y; final (H, D, R, 2, M); entering (H, D, R, n, 2, M).
+        y (H, R, n T); final (H, D, R, 2, M); entering (H, R, n, D, 2, M), in the dtype of v.
     """
     return _run(v, matrices, x0, adjoint=False)
 
@@ -282,25 +293,28 @@ def run(v: Tensor, matrices: Matrices, x0: Tensor | None) -> tuple[Tensor, Tenso
 def run_backward(
     v: Tensor, matrices: Matrices, entering: Tensor, grad_y: Tensor, grad_final: Tensor | None
 ) -> tuple[Tensor, Matrices, Tensor]:
-    """The gradients of run by v (as parts), by the matrices and by x0, from those by y (H, R, n T) and final."""
+    """The gradients of run by v, by the matrices and by x0, from those by y (H, R, n T) and final."""
     H, T, D, M = matrices.sizes
     grad_v, grad_x0, leaving = _run(grad_y, matrices, grad_final, adjoint=True)
     chunks = v.numel() // (H * T)
-    share = triton.cdiv(triton.cdiv(chunks, max(1, PRODUCT_PROGRAMS // (H * D))), PRODUCT_ROWS) * PRODUCT_ROWS
+    rows, warps, stages = PRODUCT_TILES[v.element_size()]
+    share = triton.cdiv(triton.cdiv(chunks, max(1, PRODUCT_PROGRAMS // (H * D))), rows) * rows
     parts = triton.cdiv(chunks, share)
     new, dense = matrices.decay.new_empty, matrices.decay.ndim == 5
     sums = [None if dense else new((parts, H, D, *matrices.decay.shape[1:]))]
     sums += [new((parts, *m.shape)) for m in (matrices.into, matrices.out, matrices.direct)]
     _products[(D, H, parts)](
         v, entering, grad_y, leaving, *sums, chunks, share, M,
-        **matrices.constants(), ROWS=PRODUCT_ROWS, num_warps=PRODUCT_WARPS, num_stages=PRODUCT_STAGES,
+        **matrices.constants(), ROWS=rows, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if dense:  # four more sums in the same kernel spill
-        states, gradients = (x.view(H, D, -1, 2 * M) for x in (entering, leaving))
-        decay = (states.mT @ gradients).sum(1).view(matrices.decay.shape)
+        states, gradients = (x.view(H, -1, D, 2 * M) for x in (entering, leaving))
+        by_direction = [states[:, :, d].mT @ gradients[:, :, d] for d in range(D)]
+        decay = sum(product.to(matrices.decay.dtype) for product in by_direction).view(matrices.decay.shape)
     else:
         decay = sums[0].sum((0, 2))
-    return grad_v, Matrices(decay, *(m.sum(0) for m in sums[1:])), grad_x0
+    rest = (m.sum(0) if parts > 1 else m[0] for m in sums[1:])
+    return grad_v, Matrices(decay, *rest), grad_x0
 
 
 def _run(v: Tensor, matrices: Matrices, x0: Tensor | None, *, adjoint: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -313,15 +327,14 @@ def _run(v: Tensor, matrices: Matrices, x0: Tensor | None, *, adjoint: bool) -> 
         conjugate = torch.stack([matrices.decay[:, 0], -matrices.decay[:, 1]], dim=1)
         matrices = Matrices(conjugate, matrices.into, matrices.out, matrices.direct)
     S, n = _cut(v, matrices)
-    y = v.new_empty((D, *v.shape))
-    entering = matrices.decay.new_empty((H, D, R, S * n, 2, M))
+    entering = v.new_empty((H, R, S * n, D, 2, M))
     final = matrices.decay.new_empty((H, D, R, S, 2, M))
     if S > 1:
-        _launch(v, matrices, None, None, None, final, S, n, adjoint)
+        _launch_walk(v, matrices, None, None, final, n, adjoint)
         x0, last = _between(matrices.decay, final, x0, n, adjoint=adjoint)
         final = None
-    _launch(v, matrices, x0, y, entering, final, S, n, adjoint)
-    return y, last if final is None else final[:, :, :, 0], entering
+    _launch_walk(v, matrices, x0, entering, final, n, adjoint)
+    return _launch_outputs(v, entering, matrices, adjoint), last if final is None else final[:, :, :, 0], entering
 
 
 def _cut(v: Tensor, matrices: Matrices) -> tuple[int, int]:
@@ -377,29 +390,34 @@ def _power(transition: Tensor, n: int) -> Tensor:
     return result[:, 0]
 
 
-def _launch(
-    v: Tensor,
-    matrices: Matrices,
-    x0: Tensor | None,
-    y: Tensor | None,
-    entering: Tensor | None,
-    final: Tensor | None,
-    segments: int,
-    n: int,
-    adjoint: bool,
-) -> None:
+def _launch_walk(
+    v: Tensor, matrices: Matrices, x0: Tensor | None, entering: Tensor | None, final: Tensor | None,
+    n: int, adjoint: bool,
+) -> None:  # fmt: skip
+    """The walk through segments of n chunks."""
     (H, R, length), (_, T, D, M) = v.shape, matrices.sizes
-    into, out = (matrices.into, (D * 2 * M, 1)), (matrices.out, (T, 1))
-    square, direct = (2 * M, 1), (T, 1)
+    into, square = (matrices.into, (D * 2 * M, 1)), (2 * M, 1)
     if adjoint:
-        into, out = (matrices.out, (1, T)), (matrices.into, (1, D * 2 * M))
-        square, direct = (1, 2 * M), (1, T)
-    N = segments * R
-    _walk[(triton.cdiv(N, ROWS), H, D)](
-        v, matrices.decay, into[0], out[0], matrices.direct, x0,
-        v if y is None else y, v if entering is None else entering, final,
-        N, R, n, M, length, v.numel(), int(adjoint),
-        *square, *into[1], *out[1], *direct,
-        **matrices.constants(), ROWS=ROWS, HAS_X0=x0 is not None, STORE=y is not None,
-        num_warps=WARPS, num_stages=STAGES,
+        into, square = (matrices.out, (1, T)), (1, 2 * M)
+    N = length // (n * T) * R
+    constants = matrices.constants()
+    _walk[(D, triton.cdiv(N, ROWS), H)](
+        v, matrices.decay, into[0], x0, entering, final,
+        N, R, n, M, length, int(adjoint), *square, *into[1],
+        **constants, ROWS=ROWS, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
+
+
+def _launch_outputs(v: Tensor, entering: Tensor, matrices: Matrices, adjoint: bool) -> Tensor:
+    """y, or the gradient by v, like v."""
+    H, T, D, M = matrices.sizes
+    chunks, width, y = v.numel() // (H * T), D * 2 * M, torch.empty_like(v)
+    direct, out = (T, 1), (matrices.out, (T, 1))
+    if adjoint:
+        direct, out = (1, T), (matrices.into, (1, width))
+    BK = max(16, min(OUTPUT_BYTES // v.element_size(), triton.next_power_of_2(width)))
+    _outputs[(triton.cdiv(chunks, OUTPUT_ROWS), H)](
+        v, entering, matrices.direct, out[0], y, chunks, width, *direct, *out[1],
+        T=T, BM=OUTPUT_ROWS, BK=BK, PRECISION=precision(), num_warps=OUTPUT_WARPS, num_stages=OUTPUT_STAGES,
+    )  # fmt: skip
+    return y

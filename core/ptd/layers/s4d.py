@@ -65,6 +65,16 @@ class S4D(PerFeatureLayer, DiagonalLayer):
 
     # --- the chunked form: features first, (H, ..., n, T) -------------------------------------------------------
 
+    def chunk_system(self, params: Parameters, signal: Signal, T: int, kernels: Kernels) -> ChunkSystem:
+        """The matrices over chunks of T samples, in the parameters' precision."""
+        found = None
+        if kernels.diagonal_chunks is not None:
+            Lambda_bar, gain = self.discretized(params, signal.step_scale)
+            C = [self.complex_leaf(params, name) * self.weight for name in self._C_names()]
+            skip = params["D"] if self.skip else None
+            found = kernels.diagonal_chunks(Lambda_bar, self.input_rows(params, gain), C, skip, T)
+        return super().chunk_system(params, signal, T, kernels) if found is None else found
+
     def input_rows(self, params: Parameters, gain: Array) -> Array:
         return gain * self.input_column(params)
 
