@@ -234,6 +234,20 @@ def test_dropout_is_off_in_evaluation_and_at_rate_zero():
     assert np.array_equal(y, model.apply(params, u))
 
 
+@pytest.mark.parametrize("activation", ["full_glu", "half_glu1", "half_glu2"])
+def test_gated_sum_of_ones_own_is_given_one_product_where_keep_is_one(activation):
+    def gated_sum(keep, z, bias, x):
+        assert (keep is None) == (activation == "full_glu")
+        gate = z + bias
+        return x + (gate[..., :H] if keep is None else keep) * sigmoid(gate[..., -H:])
+
+    model = build(activation=activation, n_layers=1)
+    leaves = {name.removeprefix("blocks.0."): value for name, value in parameters(model).items()}
+    y, x = np.random.default_rng(1).standard_normal((2, 3, L, H))
+    expected = model.finish(leaves, y, x, None)
+    assert_allclose(model.finish(leaves, y, x, None, gated_sum), expected, rtol=0, atol=1e-14)
+
+
 # --- leaves
 
 

@@ -70,8 +70,8 @@ def plain_end(each, training, leaves, lengths):
 
 
 def fused_end(each, training, leaves, lengths):
-    passes = fused.Passes(each, training, torch.zeros(2, each.layer.d_model), lengths)
-    out = passes.of({"gate", "end"})["end"](*leaves)
+    passes = fused.Passes(each, training, None, lengths)
+    out = passes.of({"norm", "gate", "end"})["end"](*leaves)
     return out, passes.found
 
 

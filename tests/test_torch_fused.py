@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 import ptd
-from ptd.model import SequenceModel
+from ptd.model import SequenceModel, gelu
 from ptd_torch import backend, fused
 
 be = backend.on("cpu")
@@ -45,6 +46,7 @@ def test_parts_are_chosen_by_table_or_by_name(triton, monkeypatch):
     x = torch.zeros(0)
     monkeypatch.setitem(fused.WIDEST, torch.float32, {"chunks": 0, "norm": 64, "gate": 32})
     assert fused.parts(model(), x) == {"norm"}
+    assert fused.parts(model(prenorm=False), x) == {"norm"}
     assert fused.parts(model(norm="layer"), x) == set()
     assert fused.parts(model(), x.double()) == set()
     assert fused.parts(model(), x, ["gate", "chunks"]) == {"gate", "chunks"}
@@ -68,8 +70,7 @@ def test_parts_are_left_to_array_code_where_there_are_no_kernels(monkeypatch):
         (model(ptd.S4D(64, 4)), "chunks", "an S5 layer"),
         (model(ptd.S4D(64, 4)), "states", "an S5 layer"),
         (model(ptd.S4D(64, 4)), "tiles", "an S5 layer"),
-        (model(norm="layer"), "norm", "a batch norm before each layer"),
-        (model(prenorm=False), "norm", "a batch norm before each layer"),
+        (model(norm="layer"), "norm", "a batch norm"),
         (model(activation="gelu"), "gate", "residual blocks that end in a gate"),
         (model(residual=False), "gate", "residual blocks that end in a gate"),
         (model(activation="full_glu"), "end", "residual blocks that end in half_glu1 or half_glu2"),
@@ -108,3 +109,9 @@ def test_what_a_learner_compiles_rounds_alike_in_every_process(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options["options"]) or function)
     learner(model(), compiled=True)
     assert asked == [{"deterministic": True}] * 4
+
+
+def test_gelu_and_its_slope_are_those_of_core():
+    y = torch.linspace(-12, 12, 4001, dtype=torch.float64, requires_grad=True)
+    for found, expected in zip(*((f(y), *torch.autograd.grad(f(y).sum(), y)) for f in (fused.gelu, gelu)), strict=True):
+        assert_close(found, expected, rtol=0, atol=1e-14)

@@ -12,7 +12,7 @@ import ptd
 from ptd.model import SequenceModel, Training, batch_norm, moments
 from ptd_torch import backend, fused, training
 from ptd_torch.dropout import Dropout
-from ptd_torch.gate import gated_sum
+from ptd_torch.gate import gated_sum, gated_sum_adjoint
 from ptd_torch.norm import batch_normalized, column_moments
 
 pytestmark = interpreter.needed
@@ -52,8 +52,8 @@ def ends(each: SequenceModel, dtype: torch.dtype, lengths: torch.Tensor | None) 
         leaves = [v.clone().requires_grad_() for v in (y.to(dtype), x.to(dtype), *(w / H**0.5 for w in weights))]
         named = dict(zip((name.removeprefix("blocks.0.") for name in shapes), leaves[2:], strict=True))
         training = Training(Dropout(torch.tensor(12345)))
-        passes = fused.Passes(each, training, torch.zeros(2, H), lengths)
-        out = each.finish(named, *leaves[:2], training, **passes.of(how))
+        passes = fused.Passes(each, training, None, lengths)
+        out = each.finish(named, *leaves[:2], training, passes.of({"norm", *how}).get("gated_sum"))
         found = passes.found if how else moments(out.detach().float(), lengths)
         results.append([out.detach(), *found, *torch.autograd.grad(out, leaves, upstream.to(dtype))])
     return results
@@ -85,13 +85,29 @@ def test_fused_end_in_bfloat16_is_as_near_as_its_rounding(each):
         assert_close(found.float(), expected, rtol=0, atol=0.03 * float(expected.abs().max()))
 
 
-def test_operator_passes_torchs_own_checks():
-    keep, z, x, bias = (v.requires_grad_() for v in draws(64, 0, *[(2, 20, 64)] * 3, (64,)))
+@pytest.mark.parametrize("joined", [False, True], ids=["keep apart", "keep in z"])
+def test_operators_pass_torchs_own_checks(joined):
+    width = 128 if joined else 64
+    keep, x, z, bias = (v.requires_grad_() for v in draws(64, 0, *[(2, 20, 64)] * 2, (2, 20, width), (width,)))
+    given = (None if joined else keep, z, bias)
+    checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(
         gated_sum,
-        (keep, z, bias, x, torch.tensor(3), None, 0.5, False, True),
-        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+        (*given, x, torch.tensor(3), None, 0.5, False, True),
+        test_utils=(*checks, "test_autograd_registration", "test_aot_dispatch_static"),
     )
+    given = (x, *given, torch.tensor(3), 0.5, False)
+    torch.library.opcheck(
+        gated_sum_adjoint, [v.detach() if torch.is_tensor(v) else v for v in given], test_utils=checks
+    )
+
+
+def test_bias_of_keep_is_not_rounded_before_the_product():
+    """In bfloat16 1 + 2^-9 would be 1."""
+    one, gate = torch.ones(1, 1, 64).bfloat16(), torch.zeros(1, 1, 64).bfloat16()
+    z, bias = torch.cat([one, gate], dim=-1), torch.cat([torch.full((64,), 2.0**-9), torch.zeros(64)])
+    out, _ = gated_sum(None, z, bias, -one / 2, None, None, 0.0, False, False)
+    assert torch.equal(out.float(), torch.full((1, 1, 64), 2.0**-10))
 
 
 @LENGTHS
@@ -125,9 +141,16 @@ def test_norm_of_known_moments_equals_batch_norm(lengths, dtype):
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # of a sigmoid that is 0 then
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch 2.13's compiler of its own
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("names", [None, ("norm",), ("gate",), ("end",)], ids=["all", "norm", "gate", "end"])
-def test_learner_trains_as_without_kernels(names, compiled, monkeypatch):
-    each = model(n_layers=2, dropout=0.2, norm_momentum=0.5)
+@pytest.mark.parametrize(
+    ("names", "options"),
+    [
+        pytest.param(None, {}, id="all"),
+        *(pytest.param((name,), {}, id=name) for name in ("norm", "gate", "end")),
+        pytest.param(("norm", "gate"), {"prenorm": False, "activation": "full_glu"}, id="after"),
+    ],
+)
+def test_learner_trains_as_without_kernels(names, options, compiled, monkeypatch):
+    each = model(n_layers=2, dropout=0.2, norm_momentum=0.5, **options)
     params = each.initialize(np.random.default_rng(0))
     u = np.random.default_rng(1).standard_normal((3, 12, 1)).astype(np.float32)
     lengths = np.array([12, 5, 1])

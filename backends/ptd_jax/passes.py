@@ -40,7 +40,10 @@ def training_block(
     """
     own = call_key(key, i)
 
-    def end(keep: Array, z: Array, bias: Array, x: Array) -> Array:
+    def end(keep: Array | None, z: Array, bias: Array, x: Array) -> Array:
+        if keep is None:
+            (keep, z), (of_keep, bias) = jnp.split(z, 2, -1), jnp.split(bias, 2)
+            keep = keep + of_keep.astype(keep.dtype)
         return gated_sum(keep, z, bias, x, call_key(own, 0), model.dropout, model.tie_dropout)
 
     def norm(x: Array, lengths: Array | None, *rest: Array) -> tuple[Array, Array, Array]:
@@ -74,7 +77,7 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def gated_sum(keep: Array, z: Array, bias: Array, x: Array, key: Array, rate: float, over_time: bool) -> Array:
-    """x + drop(keep sigmoid(z + bias)) with the dropout of a key: what ptd.model.SequenceModel.block takes."""
+    """x + drop(keep sigmoid(z + bias)) with the dropout of a key."""
     return x + _drop(keep * sigmoid(z + bias.astype(z.dtype)), key, rate, over_time)
 
 

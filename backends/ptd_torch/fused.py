@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Collection
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ptd.model import SequenceModel, Training
 
 from .end import block_end
 from .gate import gated_sum
-from .norm import batch_normalized
+from .norm import batch_normalized, column_moments
 from .scan import kernel_path
 
 #: What may run as kernels: S5's chunked form as one operator, its chunks of one sample as another in place of that, the
@@ -37,7 +38,7 @@ TILE = 64
 #: What each part needs of a model.
 NEEDS: dict[str, tuple[str, Callable[[SequenceModel], bool]]] = {
     **dict.fromkeys(("chunks", "states", "tiles"), ("an S5 layer", lambda model: isinstance(model.layer, S5))),
-    "norm": ("a batch norm before each layer", lambda model: model.norm == "batch" and model.prenorm),
+    "norm": ("a batch norm", lambda model: model.norm == "batch"),
     "gate": ("residual blocks that end in a gate", lambda model: model.residual and model.activation != "gelu"),
     "end": (
         "residual blocks that end in half_glu1 or half_glu2",
@@ -85,16 +86,22 @@ def lacking(name: str, model: SequenceModel, x: Tensor) -> str | None:
     return None if met(model) else need
 
 
+def gelu(y: Tensor) -> Tensor:
+    """ptd.model.gelu, with 0.5 (1 + tanh(v)) as sigmoid(2 v): a pass is bound by the instructions of a tanh."""
+    return y * torch.sigmoid(math.sqrt(8.0 / math.pi) * (y + 0.044715 * y * y * y))
+
+
 class Passes:
-    """What SequenceModel.block takes for one block: batch_norm, gated_sum and end, as kernels.
+    """What SequenceModel.block takes for one block: batch_norm, gated_sum and end, as kernels; gelu in any case.
 
     Args:
         model: the model.
         training: of this pass; its dropout has keys.
-        known: moments (2, H) of the block's input.
+        known: moments (2, H) of the block's input, where a norm before the layer runs as kernels.
         lengths: valid lengths or None.
 
-    After a run, found is the moments of the block's output where its norm runs as kernels, else None.
+    After a run, found is the moments of the residual sum where the norm and what ends in that sum run as kernels, else
+    None. With prenorm the next block begins with them; else the norm of this one takes them.
     """
 
     def __init__(self, model: SequenceModel, training: Training, known: Tensor | None, lengths: Tensor | None):
@@ -103,35 +110,35 @@ class Passes:
 
     def of(self, fused: Collection[str]) -> dict[str, Callable]:
         """The named arguments of block for these parts."""
-        named: dict[str, Callable] = {}
+        named: dict[str, Callable] = {"own_gelu": gelu}
         if "norm" in fused:
             named["batch_norm"] = self.batch_norm
         if "gate" in fused:
-            named["gated_sum"] = self.gated_sum
+            named["gated_sum"] = functools.partial(self.gated_sum, moments="norm" in fused)
         if "end" in fused:
-            named["end"] = self.end
+            named["end"] = functools.partial(self.end, moments="norm" in fused)
         return named
 
     def batch_norm(
         self, x: Tensor, lengths: Tensor | None, scale: Tensor, bias: Tensor, near: Tensor
     ) -> tuple[Tensor, ...]:
-        """ptd.model.batch_norm from the known moments, which need no guess near them."""
-        known: Any = self._known
+        """ptd.model.batch_norm from the moments that x came with, else from those of a pass over x; none needs near."""
+        known = self._known if self._model.prenorm else self.found
+        known = column_moments(x.detach(), lengths) if known is None else known
         return batch_normalized(x, scale, bias, known, lengths), known[0], known[1]
 
-    def gated_sum(self, keep: Tensor, z: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-        """See SequenceModel.block."""
+    def gated_sum(self, keep: Tensor | None, z: Tensor, bias: Tensor, x: Tensor, *, moments: bool) -> Tensor:
+        """See SequenceModel.block; moments as in ptd_torch.gate.gated_sum."""
         model = self._model
         key = self._training.dropout.key() if model.dropout else None
-        moments = self._known is not None
         out, found = gated_sum(keep, z, bias, x, key, self._lengths, model.dropout, model.tie_dropout, moments)
         if moments:
             self.found = found.detach()
         return out
 
-    def end(self, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """See SequenceModel.block."""
-        model, moments = self._model, self._known is not None
+    def end(self, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *, moments: bool) -> Tensor:
+        """See SequenceModel.block; moments as in ptd_torch.end.block_end."""
+        model = self._model
         keys = [self._training.dropout.key() if model.dropout else None for _ in ("gelu", "gate")]
         how = (self._lengths, model.dropout, model.tie_dropout, model.activation == "half_glu2", moments)
         out, found, _, _ = block_end(y, x, weight.to(y.dtype), bias, *keys, *how)

@@ -10,14 +10,16 @@ from torch import Tensor
 
 @torch.library.custom_op("ptd::gated_sum", mutates_args=())
 def gated_sum(
-    keep: Tensor, z: Tensor, bias: Tensor, x: Tensor, key: Tensor | None, lengths: Tensor | None,
+    keep: Tensor | None, z: Tensor, bias: Tensor, x: Tensor, key: Tensor | None, lengths: Tensor | None,
     rate: float, tied: bool, moments: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """x + drop(keep sigmoid(z + bias)), and its moments over batch and valid time.
 
     Args:
-        keep, z, x: (..., L, H), of one dtype, float32 or bfloat16.
-        bias: float32 (H,).
+        keep: (..., L, H), like x; None where it is the first half of z + bias.
+        z: (..., L, H), or (..., L, 2 H) with keep.
+        bias: float32, as wide as z.
+        x: (..., L, H), float32 or bfloat16.
         key: of the dropout, ptd_torch.dropout.Dropout.key; None for no dropout.
         lengths: integer (...), valid lengths, for the moments; or None.
         rate, tied: of the dropout; tied over time or not.
@@ -35,28 +37,28 @@ def gated_sum(
 
 @gated_sum.register_fake
 def _(
-    keep: Tensor, z: Tensor, bias: Tensor, x: Tensor, key: Tensor | None, lengths: Tensor | None,
+    keep: Tensor | None, z: Tensor, bias: Tensor, x: Tensor, key: Tensor | None, lengths: Tensor | None,
     rate: float, tied: bool, moments: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return z.new_empty(z.shape), bias.new_empty((2, len(bias)))
+    return x.new_empty(x.shape), bias.new_empty((2, x.shape[-1]))
 
 
 @torch.library.custom_op("ptd::gated_sum_adjoint", mutates_args=())
 def gated_sum_adjoint(
-    dout: Tensor, keep: Tensor, z: Tensor, bias: Tensor, key: Tensor | None, rate: float, tied: bool
+    dout: Tensor, keep: Tensor | None, z: Tensor, bias: Tensor, key: Tensor | None, rate: float, tied: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of gated_sum by keep, z and bias; that by x is dout itself."""
+    """The gradients of gated_sum by keep, of no entries where there is none, by z and by bias; that by x is dout."""
     from . import triton_gate
 
-    dout, keep, z, bias = (v.contiguous() for v in (dout, keep, z, bias))
+    dout, keep, z, bias = (None if v is None else v.contiguous() for v in (dout, keep, z, bias))
     return triton_gate.backward(dout, keep, z, bias, key, rate, tied)
 
 
 @gated_sum_adjoint.register_fake
 def _(
-    dout: Tensor, keep: Tensor, z: Tensor, bias: Tensor, key: Tensor | None, rate: float, tied: bool
+    dout: Tensor, keep: Tensor | None, z: Tensor, bias: Tensor, key: Tensor | None, rate: float, tied: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return z.new_empty(z.shape), z.new_empty(z.shape), bias.new_empty(bias.shape)
+    return z.new_empty(0 if keep is None else keep.shape), z.new_empty(z.shape), bias.new_empty(bias.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -70,7 +72,7 @@ def _backward(ctx: Any, dout: Tensor | None, _: Any) -> tuple:
         return (None,) * 9
     keep, z, bias, key = ctx.saved_tensors
     dkeep, dz, dbias = gated_sum_adjoint(dout.to(z.dtype), keep, z, bias, key, ctx.rate, ctx.tied)
-    return dkeep, dz, dbias, dout, None, None, None, None, None
+    return None if keep is None else dkeep, dz, dbias, dout, None, None, None, None, None
 
 
 gated_sum.register_autograd(_backward, setup_context=_setup_context)

@@ -40,9 +40,10 @@ def batch_normalized(x: Tensor, scale: Tensor, bias: Tensor, moments: Tensor, le
     Returns:
         (..., L, H) in the dtype of x.
     """
+    # Made after the operator, the compiler (torch 2.13) would keep it for the gradient beside x, at twice its size.
+    wide = x.detach().to(scale.dtype)
     factor, zero = norm_factor(x, scale, bias, moments, lengths)
-    wide = (x.detach().to(scale.dtype) - moments[0]) * factor.detach() + bias.detach()
-    return wide.to(x.dtype) + zero
+    return ((wide - moments[0]) * factor.detach() + bias.detach()).to(x.dtype) + zero
 
 
 @torch.library.custom_op("ptd::norm_factor", mutates_args=())

@@ -46,7 +46,8 @@ class Program:
     ) -> Any:
         """Outputs, or with targets their loss; with keys (n_layers, ...), one of each block, those of training.
 
-        Of training the statistics of batch norms come too; call is that of SequenceModel.apply.
+        Of training the statistics of batch norm come too; call is that of SequenceModel.apply. Where norms stand before
+        layers and run as kernels, the moments of a block's output go on to the next.
         """
         known: Tensor | None = None
         outer = {name: leaf for name, leaf in leaves.items() if not name.startswith("blocks.")}
@@ -54,7 +55,7 @@ class Program:
         def run_block(model: SequenceModel, i: int, leaves: dict, x: Tensor, **call: Any) -> Any:
             nonlocal known
             key = None if keys is None or not model.dropout else keys[i, 0]
-            if known is None and keys is not None and "norm" in self._fused:
+            if known is None and keys is not None and model.prenorm and "norm" in self._fused:
                 known = column_moments(x.detach(), call["lengths"])
             x, statistics, known = self._block(
                 leaves, x, known, call["lengths"], call["noise"], key, training=keys is not None
@@ -96,7 +97,7 @@ class Program:
         key: Tensor | None,
         training: bool,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """A block, from the moments of its input, where its norm takes them, to those of its output."""
+        """A block, from the moments of its input to those of its output, where norms before layers take them."""
         leaves = _with_gradients_in_order(leaves)
         call: dict[str, Any] = {"lengths": lengths, "noise": noise}
         if not training:
@@ -105,7 +106,7 @@ class Program:
         call["run"] = functools.partial(self._backend.apply, fused=self._fused)
         passes = Passes(self._model, step, known, lengths)
         x, statistics = self._model.block(0, leaves, x, training=step, **call, **passes.of(self._fused))
-        return x, statistics, passes.found
+        return x, statistics, passes.found if self._model.prenorm else None
 
 
 def _with_gradients_in_order(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:

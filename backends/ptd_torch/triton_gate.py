@@ -2,6 +2,7 @@
 
     out = x + drop(keep sigmoid(z + b))
 
+Where keep is a product as well it lies before z in each row, as its bias does before b, and one product makes both.
 Products are the library's: one kernel that also multiplied lost to them (benchmarks/notes.md).
 """
 
@@ -44,14 +45,13 @@ def _forward(
     DROPOUT: tl.constexpr, MOMENTS: tl.constexpr, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
-    b = tl.load(bias + columns)[None, :]
+    a, b = _biases(keep, bias, columns, H)
     mean = tl.zeros((BM, BN), tl.float32)
     apart = tl.zeros((BM, BN), tl.float32)
     count = tl.zeros((BM,), tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
         rows, live, here = placed(tile, R, H, columns, BM)
-        k = tl.load(keep + here, mask=live, other=0.0).to(tl.float32)
-        gate = tl.load(z + here, mask=live, other=0.0).to(tl.float32)
+        k, gate, _ = _factors(keep, z, a, rows, columns, live, here, H)
         base = tl.load(x + here, mask=live, other=0.0).to(tl.float32)
         t = dropped(k * sigmoid(gate + b), rows, tile * BM, columns, key, threshold, scale, H, L, DROPOUT)
         t = (base + t).to(out.dtype.element_ty)
@@ -69,34 +69,64 @@ def _backward(
     DROPOUT: tl.constexpr, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
-    b = tl.load(bias + columns)[None, :]
+    a, b = _biases(keep, bias, columns, H)
     total = tl.zeros((BM, BN), tl.float32)
+    if keep is None:
+        of_keep = tl.zeros((BM, BN), tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
         rows, live, here = placed(tile, R, H, columns, BM)
         d = tl.load(dout + here, mask=live, other=0.0).to(tl.float32)
-        gate = tl.load(z + here, mask=live, other=0.0).to(tl.float32)
-        k = tl.load(keep + here, mask=live, other=0.0).to(tl.float32)
+        k, gate, beside = _factors(keep, z, a, rows, columns, live, here, H)
         s = sigmoid(gate + b)
         d = dropped(d, rows, tile * BM, columns, key, threshold, scale, H, L, DROPOUT) * s
-        tl.store(dkeep + here, d.to(dkeep.dtype.element_ty), mask=live)
+        if keep is None:
+            tl.store(dz + beside - H, d.to(dz.dtype.element_ty), mask=live)
+            of_keep += d
+        else:
+            tl.store(dkeep + here, d.to(dz.dtype.element_ty), mask=live)
         d *= k * (1.0 - s)
-        tl.store(dz + here, d.to(dz.dtype.element_ty), mask=live)
+        tl.store(dz + beside, d.to(dz.dtype.element_ty), mask=live)
         total += d
-    tl.store(sums + tl.program_id(0) * H + columns, tl.sum(total, 0))
+    here = tl.program_id(0) * H + columns
+    if keep is None:
+        tl.store(sums + here, tl.sum(of_keep, 0))
+        here += tl.num_programs(0) * H
+    tl.store(sums + here, tl.sum(total, 0))
+
+
+@triton.jit
+def _biases(keep, bias, columns, H: tl.constexpr):
+    """Those of keep and of the gate, (1, BN)."""
+    if keep is None:
+        return tl.load(bias + columns)[None, :], tl.load(bias + H + columns)[None, :]
+    else:
+        return 0.0, tl.load(bias + columns)[None, :]
+
+
+@triton.jit
+def _factors(keep, z, a, rows, columns, live, here, H: tl.constexpr):
+    """A tile of keep and of the gate before its bias, and where the gate's lies in z."""
+    if keep is None:
+        beside = rows.to(tl.int64)[:, None] * (2 * H) + H + columns[None, :]
+        k = tl.load(z + beside - H, mask=live, other=0.0).to(tl.float32) + a
+    else:
+        beside = here
+        k = tl.load(keep + here, mask=live, other=0.0).to(tl.float32)
+    return k, tl.load(z + beside, mask=live, other=0.0).to(tl.float32), beside
 
 
 # --- launches ----------------------------------------------------------------------------------------------------
 
 
 def forward(
-    keep: Tensor, z: Tensor, bias: Tensor, x: Tensor, key: Tensor | None, lengths: Tensor | None,
+    keep: Tensor | None, z: Tensor, bias: Tensor, x: Tensor, key: Tensor | None, lengths: Tensor | None,
     rate: float, tied: bool, moments: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See ptd_torch.gate.gated_sum; its arguments are contiguous."""
-    R, L, H = triton_columns.sizes(z)
-    out = z.new_empty(z.shape)
+    R, L, H = triton_columns.sizes(x)
+    out = x.new_empty(x.shape)
     programs, tile = triton_columns.grid(R, H)
-    parts = triton_columns.moment_parts(z, programs[0])
+    parts = triton_columns.moment_parts(x, programs[0])
     _forward[programs](
         keep, z, bias, x, key, lengths, out, *parts, R, L, *thresholds(rate),
         DROPOUT=masks(key, tied, L, tile["BM"]), MOMENTS=moments, **tile,
@@ -105,18 +135,18 @@ def forward(
 
 
 def backward(
-    dout: Tensor, keep: Tensor, z: Tensor, bias: Tensor, key: Tensor | None, rate: float, tied: bool
+    dout: Tensor, keep: Tensor | None, z: Tensor, bias: Tensor, key: Tensor | None, rate: float, tied: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients by keep, z and bias."""
-    R, L, H = triton_columns.sizes(z)
-    dkeep, dz = z.new_empty(z.shape), z.new_empty(z.shape)
+    """See ptd_torch.gate.gated_sum_adjoint; its arguments are contiguous."""
+    R, L, H = triton_columns.sizes(dout)
+    dkeep, dz = z.new_empty(0 if keep is None else keep.shape), z.new_empty(z.shape)
     programs, tile = triton_columns.grid(R, H)
-    sums = bias.new_empty((1, programs[0], H))
+    sums = bias.new_empty((len(bias) // H, programs[0], H))
     _backward[programs](
         dout, keep, z, bias, key, dkeep, dz, sums, R, L, *thresholds(rate),
         DROPOUT=masks(key, tied, L, tile["BM"]), **tile,
     )  # fmt: skip
-    return dkeep, dz, triton_columns.total(sums)[0]
+    return dkeep, dz, triton_columns.total(sums).view(-1)
 
 
 def masks(key: Tensor | None, tied: bool, L: int, BM: int) -> int:

@@ -239,7 +239,9 @@ class SequenceModel:
             x: its input.
             lengths, training, noise, run: as in apply; noise that of this block.
             batch_norm, own_gelu: in place of the functions batch_norm and gelu.
-            gated_sum: in place of array code, from keep, z = W g, its bias and x: x + drop(keep sigmoid(z + bias)).
+            gated_sum: in place of array code, from keep, z = W g, its bias and x: x + drop(keep sigmoid(z + bias)). For
+                full_glu, whose keep is a product as well, keep is None and comes before the gate in z (..., 2 H) and
+                bias (2 H,).
             end: in place of finish, from the layer's output y, x, and the gate's weight and bias.
         """
         block = _Scope(leaves, "")
@@ -275,6 +277,13 @@ class SequenceModel:
         g = drop((own_gelu or gelu)(y))
         if self.activation == "gelu":
             return x + g if self.residual else g
+        own = gated_sum if self.residual else None
+        if own is not None and self.activation == "full_glu":
+            weight, bias = (
+                namespace(x).concat([block[f"value.{name}"], block[f"gate.{name}"]], axis=0)
+                for name in ("weight", "bias")
+            )
+            return own(None, linear(g, astype(weight, g)), bias, x)
         kept = {
             "full_glu": lambda: _linear(block, "value", g),
             "half_glu1": lambda: g,
@@ -282,8 +291,8 @@ class SequenceModel:
         }
         keep = kept[self.activation]()
         z = linear(g, astype(block["gate.weight"], g))
-        if gated_sum is not None and self.residual:
-            return gated_sum(keep, z, block["gate.bias"], x)
+        if own is not None:
+            return own(keep, z, block["gate.bias"], x)
         g = drop(keep * sigmoid(z + astype(block["gate.bias"], z)))
         return x + g if self.residual else g
 
