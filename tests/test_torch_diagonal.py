@@ -1,4 +1,4 @@
-"""Matrices of diagonal systems over chunks as Triton kernels, against core's parts, through Triton's interpreter."""
+"""Diagonal systems and their matrices over chunks as Triton kernels, against core, through Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch.testing import assert_close
 
 import ptd
-from ptd.arrays import as_planes
+from ptd import discretization
+from ptd.arrays import as_planes, from_planes
 from ptd_torch import backend, diagonal
 from ptd_torch.kernels import KERNELS
 
@@ -68,9 +69,31 @@ def test_matrices_and_gradients_are_as_precise_as_the_parts(layer, T, calls):
     assert calls == [T]
     own, wide = (results(layer, T, dtype, PARTS) for dtype in (torch.float32, torch.float64))
     for value, narrow, exact in zip(found, own, wide, strict=True):
-        # Twice what the parts lose, and the log2(T) roundings of a power and those of a sum of a few terms.
-        lost = 2 * float((narrow - exact).abs().max()) + 16 * 2**-24 * float(exact.abs().max())
+        # What the parts lose, chiefly a rounded step's phases, and the log2(T) roundings of a power and those of sums.
+        lost = 4 * float((narrow - exact).abs().max()) + 16 * 2**-24 * float(exact.abs().max())
         assert_close(value.double(), exact, rtol=0, atol=lost)
+
+
+def test_zero_order_hold_and_gradients_are_those_of_core_in_double_precision():
+    """Steps from none to long, with z on both sides of the radius within which series are used."""
+    steps = torch.tensor([0.0, 1e-7, 0.99e-3, 1.01e-3, 0.1, 1.0])
+    direction = torch.polar(torch.ones(5), torch.linspace(1.6, 4.6, 5))
+    modes = torch.stack([direction.real, direction.imag]).expand(6, 2, 5)
+    upstream = [draw(6, 2, 5, seed=seed) for seed in (1, 2)]
+
+    def run(zoh, dtype: torch.dtype) -> list[torch.Tensor]:
+        leaves = [value.to(dtype).requires_grad_() for value in (modes, steps)]
+        found = zoh(*leaves)
+        grads = torch.autograd.grad(found, leaves, [value.to(dtype) for value in upstream])
+        return [value.detach() for value in (*found, *grads)]
+
+    exact = run(
+        lambda modes, steps: [as_planes(x) for x in discretization.zoh(from_planes(modes), steps[:, None])],
+        torch.float64,
+    )
+    for value, wide in zip(run(diagonal.zoh, torch.float32), exact, strict=True):
+        # Rounded once, row by row: gains and their gradients are as small as the step.
+        assert_close(value.double(), wide, rtol=2**-23, atol=2e-14)
 
 
 def test_a_mode_that_forgets_at_once_has_finite_gradients(calls):
@@ -91,6 +114,7 @@ def test_what_the_kernels_do_not_take_is_left_to_core(calls):
     params = parameters(layer)
     system(layer, params, 25, KERNELS["cpu"])
     system(layer, {name: value.double() for name, value in params.items()}, 16, KERNELS["cpu"])
+    system(dataclasses.replace(layer, discretization="bilinear"), params, 16, KERNELS["cpu"])
     torch.func.grad(lambda D: system(layer, params | {"D": D}, 16, KERNELS["cpu"])[3].sum())(params["D"])
     assert calls == []
     system(layer, params, 16, KERNELS["cpu"])
@@ -108,8 +132,13 @@ def test_tangents_pass_through(calls):
     assert calls == []
 
 
+def test_zero_order_hold_passes_torchs_own_checks():
+    given = (draw(2, 2, 3).requires_grad_(), draw(2, seed=1).abs().requires_grad_())
+    torch.library.opcheck(torch.ops.ptd.zoh.default, given)
+
+
 @pytest.mark.parametrize("skip", [False, True])
-def test_operator_passes_torchs_own_checks(skip):
+def test_matrices_pass_torchs_own_checks(skip):
     given = [0.5 * draw(2, 2, 3), draw(2, 2, 3, seed=1), draw(2, 2, 2, 3, seed=2), draw(2, seed=3) if skip else None]
     given = [None if value is None else value.requires_grad_() for value in given]
     torch.library.opcheck(torch.ops.ptd.diagonal_matrices.default, (*given, 8))

@@ -1,4 +1,4 @@
-"""The matrices of diagonal systems over chunks as one torch operator with its gradient, on Triton."""
+"""Diagonal systems and their matrices over chunks, as two torch operators with their gradients, on Triton."""
 
 from __future__ import annotations
 
@@ -12,6 +12,44 @@ from ptd.chunks import ChunkSystem
 
 from .scan import kernel_path
 from .transforms import plain
+
+
+@torch.library.custom_op("ptd::zoh", mutates_args=())
+def zoh(Lambda: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """ptd.discretization.zoh: Lambda_bar and gain, planes like Lambda.
+
+    Args:
+        Lambda: float32 (H, 2, M), planes.
+        step: float32 (H,).
+    """
+    from . import triton_zoh
+
+    return triton_zoh.zoh(Lambda.contiguous(), step.contiguous())
+
+
+@zoh.register_fake
+def _(Lambda: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    return Lambda.new_empty(Lambda.shape), Lambda.new_empty(Lambda.shape)
+
+
+@torch.library.custom_op("ptd::zoh_adjoint", mutates_args=())
+def zoh_adjoint(Lambda: Tensor, step: Tensor, grad_a: Tensor, grad_gain: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of zoh by Lambda and step."""
+    from . import triton_zoh
+
+    return triton_zoh.gradients(*(v.contiguous() for v in (Lambda, step, grad_a, grad_gain)))
+
+
+@zoh_adjoint.register_fake
+def _(Lambda: Tensor, step: Tensor, grad_a: Tensor, grad_gain: Tensor) -> tuple[Tensor, Tensor]:
+    return Lambda.new_empty(Lambda.shape), step.new_empty(step.shape)
+
+
+def _setup_zoh(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+zoh.register_autograd(lambda ctx, *grads: zoh_adjoint(*ctx.saved_tensors, *grads), setup_context=_setup_zoh)
 
 
 @torch.library.custom_op("ptd::diagonal_matrices", mutates_args=())
@@ -76,11 +114,17 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple:
 matrices.register_autograd(_backward, setup_context=_setup_context)
 
 
-def diagonal_chunks(Lambda_bar: Array, rows: Array, C: list[Array], skip: Tensor | None, T: int) -> ChunkSystem | None:
+def diagonal_chunks(
+    rule: str, Lambda: Array, step: Tensor, B: Array, C: list[Array], skip: Tensor | None, T: int
+) -> ChunkSystem | None:
     """See ptd.kernels.Kernels.diagonal_chunks."""
-    a = as_planes(Lambda_bar)
-    if kernel_path(a.device) == "torch" or a.dtype != torch.float32 or T & (T - 1) or not a.numel() or not plain():
+    if kernel_path(step.device) == "torch" or step.dtype != torch.float32 or T & (T - 1) or not plain():
         return None
     planes = torch.stack([as_planes(c) for c in C], dim=1)
-    decay, *rest = matrices(a, as_planes(rows).expand(a.shape), planes, skip, T)
+    H, _, _, M = planes.shape
+    if not M or rule != "zoh":
+        return None
+    a, gain = zoh(as_planes(Lambda).expand(H, 2, M), step.reshape(H))
+    rows = as_planes(from_planes(gain) * B)
+    decay, *rest = matrices(a, rows, planes, skip, T)
     return ChunkSystem(from_planes(decay), *rest)

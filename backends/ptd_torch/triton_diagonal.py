@@ -13,7 +13,7 @@ from torch import Tensor
 
 #: Modes that a program takes at a time, at most, and its warps; and those of the gradient's.
 BLOCK, WARPS = 16, 4
-GRADIENT_BLOCK, GRADIENT_WARPS = 8, 4
+GRADIENT_BLOCK, GRADIENT_WARPS = 4, 1
 
 
 @triton.jit
@@ -102,8 +102,22 @@ def _forward(
 
 
 @triton.jit
+def _lags_gradient(grad_direct, grad_lags, grad_skip, T: tl.constexpr):
+    """The gradients by what a sample adds at each lag of each direction, (H, 2, T): sums along diagonals."""
+    h, lag, sample = tl.program_id(0), tl.arange(0, T)[:, None], tl.arange(0, T)[None, :]
+    square = grad_direct + h * T * T + sample * T + sample
+    forwards = tl.sum(tl.load(square + lag, mask=sample + lag < T, other=0.0), 1)
+    backwards = tl.sum(tl.load(square - lag, mask=(sample >= lag), other=0.0), 1)
+    at = grad_lags + h * 2 * T + tl.arange(0, T)
+    tl.store(at, forwards)
+    tl.store(at + T, backwards)
+    if grad_skip is not None:
+        tl.store(grad_skip + h, tl.sum(tl.where(tl.arange(0, T) == 0, forwards, 0.0), 0))
+
+
+@triton.jit
 def _gradient(
-    a, rows, C, grad_decay, grad_into, grad_out, grad_direct, grad_a, grad_rows, grad_C, grad_skip, M,
+    a, rows, C, grad_decay, grad_into, grad_out, lags, grad_a, grad_rows, grad_C, M,
     T: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
 ):  # fmt: skip
     """With P_t = a^t: into holds b P_t (first direction from the end), out c a P_t, a lag Re(c b P_t), decay a P_(T-1).
@@ -115,16 +129,6 @@ def _gradient(
     t = tl.arange(0, T)
     width = DIRECTIONS * 2 * M
     into_h, out_h = grad_into + h * T * width, grad_out + h * T * width
-    square = grad_direct + h * T * T + t[None, :] * T
-    # (lag, sample): the entries of each diagonal.
-    lag, sample = t[:, None], t[None, :]
-    forwards = tl.sum(tl.load(square + sample + lag, mask=sample + lag < T, other=0.0), 1)
-    below = (sample >= lag) & (lag > 0)
-    backwards = tl.sum(tl.load(square + sample - lag, mask=below, other=0.0), 1)
-    now = tl.sum(tl.where(t == 0, forwards, 0.0), 0)
-    backwards = tl.where(t == 0, now, backwards)
-    if grad_skip is not None and tl.program_id(1) == 0:
-        tl.store(grad_skip + h, now)
     m = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     some = m < M
     within = some[None, :]
@@ -141,9 +145,10 @@ def _gradient(
     ga_im = tl.zeros((BLOCK,), tl.float32)
     for d in tl.static_range(DIRECTIONS):
         if d == 0:
-            from_end, from_start, k = T - 1 - t, t, forwards[:, None]
+            from_end, from_start = T - 1 - t, t
         else:
-            from_end, from_start, k = t, T - 1 - t, backwards[:, None]
+            from_end, from_start = t, T - 1 - t
+        k = tl.load(lags + (h * 2 + d) * T + t)[:, None]
         c_re, c_im = _complex(C, (h * DIRECTIONS + d) * 2 * M + m, M, some)
         # into: cotangents of b P_t
         z_re, z_im = _complex(into_h, from_end[:, None] * width + d * 2 * M + m[None, :], M, within)
@@ -213,11 +218,13 @@ def gradients(
     """The gradients by a, rows, C and skip, of none with no entries, from those by decay, into, out and direct."""
     H, D, _, M = C.shape
     T = grads[3].shape[-1]
-    by_skip = a.new_empty(H if skip else 0)
+    by_skip, by_lags = a.new_empty(H if skip else 0), a.new_empty((H, 2, T))
     found = a.new_empty(a.shape), a.new_empty(a.shape), a.new_empty(C.shape), by_skip
+    decay, into, out, direct = grads
+    _lags_gradient[(H,)](direct, by_lags, by_skip if skip else None, T=T, num_warps=WARPS)
     block = min(GRADIENT_BLOCK, triton.next_power_of_2(M))
     _gradient[(H, triton.cdiv(M, block))](
-        a, rows, C, *grads, *found[:3], by_skip if skip else None, M,
+        a, rows, C, decay, into, out, by_lags, *found[:3], M,
         T=T, BITS=T.bit_length() - 1, BLOCK=block, DIRECTIONS=D, num_warps=GRADIENT_WARPS,
     )  # fmt: skip
     return found

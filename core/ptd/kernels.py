@@ -41,8 +41,9 @@ class Kernels:
     #: whole chunks; None where it does not apply, and the parts are run one by one.
     per_feature_chunks: Callable[..., tuple[Array, Array] | None] | None = None
     #: The matrices over chunks of a diagonal layer with a system per feature in one, if there is such a kernel: from
-    #: Lambda_bar (H, M), rows (H, M), a list of C (H, M) for each direction, what is added at lag 0 (H,) or None, and T
-    #: to the chunks.ChunkSystem of y = Re(C x) with drives rows u; None where it does not apply.
+    #: the name of a discretisation, Lambda (M,) or (H, M), steps (H, 1), B like Lambda, a list of C (H, M) for each
+    #: direction, what is added at lag 0 (H,) or None, and T to the chunks.ChunkSystem of y = Re(C x); None where it
+    #: does not apply.
     diagonal_chunks: Callable[..., chunks.ChunkSystem | None] | None = None
     #: The chunked form of S5 from rest as a whole, if there is one: from chunks (..., n, T H) and their ChunkSystem to
     #: outputs (..., n, T H).

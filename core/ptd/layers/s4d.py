@@ -69,10 +69,10 @@ class S4D(PerFeatureLayer, DiagonalLayer):
         """The matrices over chunks of T samples, in the parameters' precision."""
         found = None
         if kernels.diagonal_chunks is not None:
-            Lambda_bar, gain = self.discretized(params, signal.step_scale)
+            Lambda, step = self.eigenvalues(params), self.step_sizes(params, signal.step_scale)
             C = [self.complex_leaf(params, name) * self.weight for name in self._C_names()]
             skip = params["D"] if self.skip else None
-            found = kernels.diagonal_chunks(Lambda_bar, self.input_rows(params, gain), C, skip, T)
+            found = kernels.diagonal_chunks(self.discretization, Lambda, step, self.input_column(params), C, skip, T)
         return super().chunk_system(params, signal, T, kernels) if found is None else found
 
     def input_rows(self, params: Parameters, gain: Array) -> Array:

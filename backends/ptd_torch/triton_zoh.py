@@ -1,0 +1,87 @@
+"""Zero-order hold and its gradient as Triton kernels. Imported only where Triton is.
+
+In double precision: a few thousand numbers, whose phases a recurrence multiplies by as many steps as it remembers. It
+also leaves phi_1 a plain quotient, down to where two terms of its series are exact.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+WARPS = 1
+
+
+@triton.jit
+def _terms(Lambda, step, at, M, some):
+    """z = Lambda step, e^z, phi_1(z) and its derivative, all complex."""
+    s = tl.load(step).to(tl.float64)
+    l_re = tl.load(Lambda + at, mask=some, other=0.0).to(tl.float64)
+    l_im = tl.load(Lambda + at + M, mask=some, other=0.0).to(tl.float64)
+    z_re, z_im = l_re * s, l_im * s
+    size = tl.exp(z_re)
+    e_re, e_im = size * tl.cos(z_im), size * tl.sin(z_im)
+    square = z_re * z_re + z_im * z_im
+    # Beyond the radius the quotients lose 2^-53 / |z| and / |z|^2 of 1; within, the series end at z^3 / 30.
+    near = square < 1e-6
+    square = tl.where(near, 1.0, square)
+    p_re, p_im = _over(e_re - 1.0, e_im, z_re, z_im, square)
+    d_re, d_im = _over(e_re - p_re, e_im - p_im, z_re, z_im, square)
+    q_re, q_im = z_re * z_re - z_im * z_im, 2.0 * z_re * z_im
+    p_re, p_im = tl.where(near, 1.0 + z_re / 2 + q_re / 6, p_re), tl.where(near, z_im / 2 + q_im / 6, p_im)
+    d_re, d_im = tl.where(near, 0.5 + z_re / 3 + q_re / 8, d_re), tl.where(near, z_im / 3 + q_im / 8, d_im)
+    return s, l_re, l_im, e_re, e_im, p_re, p_im, d_re, d_im
+
+
+@triton.jit
+def _over(x_re, x_im, z_re, z_im, square):
+    """x / z, with square = |z|^2."""
+    return (x_re * z_re + x_im * z_im) / square, (x_im * z_re - x_re * z_im) / square
+
+
+@triton.jit
+def _forward(Lambda, step, a, gain, M, K: tl.constexpr):
+    h, m = tl.program_id(0), tl.arange(0, K)
+    some, at = m < M, h * 2 * M + m
+    s, _, _, e_re, e_im, p_re, p_im, _, _ = _terms(Lambda, step + h, at, M, some)
+    tl.store(a + at, e_re.to(tl.float32), mask=some)
+    tl.store(a + at + M, e_im.to(tl.float32), mask=some)
+    tl.store(gain + at, (s * p_re).to(tl.float32), mask=some)
+    tl.store(gain + at + M, (s * p_im).to(tl.float32), mask=some)
+
+
+@triton.jit
+def _gradient(Lambda, step, grad_a, grad_gain, grad_Lambda, grad_step, M, K: tl.constexpr):
+    """da = a (s dL + L ds) and d gain = s^2 phi_1' dL + e^z ds; cotangents are multiplied by conjugates of factors."""
+    h, m = tl.program_id(0), tl.arange(0, K)
+    some, at = m < M, h * 2 * M + m
+    s, l_re, l_im, e_re, e_im, _, _, d_re, d_im = _terms(Lambda, step + h, at, M, some)
+    x_re = tl.load(grad_a + at, mask=some, other=0.0).to(tl.float64)
+    x_im = tl.load(grad_a + at + M, mask=some, other=0.0).to(tl.float64)
+    y_re = tl.load(grad_gain + at, mask=some, other=0.0).to(tl.float64)
+    y_im = tl.load(grad_gain + at + M, mask=some, other=0.0).to(tl.float64)
+    w_re, w_im = x_re * e_re + x_im * e_im, x_im * e_re - x_re * e_im
+    v_re = y_re * e_re + y_im * e_im
+    d_re, d_im = s * d_re, s * d_im
+    g_re, g_im = w_re + y_re * d_re + y_im * d_im, w_im + y_im * d_re - y_re * d_im
+    tl.store(grad_Lambda + at, (s * g_re).to(tl.float32), mask=some)
+    tl.store(grad_Lambda + at + M, (s * g_im).to(tl.float32), mask=some)
+    by_step = tl.where(some, w_re * l_re + w_im * l_im + v_re, 0.0)
+    tl.store(grad_step + h, tl.sum(by_step, 0).to(tl.float32))
+
+
+def zoh(Lambda: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """See ptd_torch.diagonal.zoh; arguments are contiguous."""
+    H, _, M = Lambda.shape
+    a, gain = Lambda.new_empty(Lambda.shape), Lambda.new_empty(Lambda.shape)
+    _forward[(H,)](Lambda, step, a, gain, M, K=triton.next_power_of_2(M), num_warps=WARPS)
+    return a, gain
+
+
+def gradients(Lambda: Tensor, step: Tensor, grad_a: Tensor, grad_gain: Tensor) -> tuple[Tensor, Tensor]:
+    """Those by Lambda and step."""
+    H, _, M = Lambda.shape
+    found = Lambda.new_empty(Lambda.shape), step.new_empty(step.shape)
+    _gradient[(H,)](Lambda, step, grad_a, grad_gain, *found, M, K=triton.next_power_of_2(M), num_warps=WARPS)
+    return found
