@@ -95,7 +95,7 @@ class JaxBackend(PortableBackend):
 
         On a CPU that of S5 does; another recurrence than the loop takes the whole sequence at once.
         """
-        if self.recurrence != "loop" or self.form(layer, shape, **call) != "scan":
+        if self.recurrence != "loop" or layer.form_of(self.kernels, shape, **call) != "scan":
             return None
         T = blocks.block_length(layer, shape)
         return T if blocks.fits(layer, shape, T, call) else None

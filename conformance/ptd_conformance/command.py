@@ -117,12 +117,8 @@ def _check_accuracies(folder: Path) -> int:
     for row in accuracies.rows(s for s in found if s.outcome != "not run"):
         table.add_row(*(row[i] for i in shown))
     console.print(table)
-    due: dict[tuple[str, str], list[str]] = {}
-    for s in found:
-        if s.outcome == "not run":
-            due.setdefault((s.task, s.note), []).append(s.recipe)
-    for (task, note), recipes in due.items():
-        console.print("; ".join(filter(None, [f"not run: {task} {', '.join(recipes)}", note])))
+    for task, recipes, *_, note in accuracies.rows(s for s in found if s.outcome == "not run"):
+        console.print("; ".join(filter(None, [f"not run: {task} {recipes}", note])))
     bad = [s for s in found if s.outcome in ("missed", "diverged")]
     for s in bad:
         console.print(

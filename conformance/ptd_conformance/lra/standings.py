@@ -58,7 +58,7 @@ def targets() -> dict[str, Any]:
 
 
 def standings(records: Iterable[Record]) -> list[Standing]:
-    """Every recipe that ran, in the order of tasks, and every run that is due and did not."""
+    """By task, every recipe that ran, then every one that is due and did not."""
     records, published = list(records), targets()
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
@@ -69,20 +69,20 @@ def standings(records: Iterable[Record]) -> list[Standing]:
     for task, recipes in published["due"].items():
         for due in recipes:
             if (task, due) not in ran:
-                note = published["notes"].get(f"{task} {due}", published["notes"].get(task, ""))
                 target = published["accuracy"].get(recipe(task, due).of, {}).get(task)
-                found.append(Standing(task, due, "", "", target, {}, "not run", 0.0, note))
-    return sorted(found, key=lambda s: (list(TASKS).index(s.task), s.recipe, s.backend))
+                found.append(Standing(task, due, "", "", target, {}, "not run", 0.0, published["notes"].get(task, "")))
+    order = list(TASKS)
+    return sorted(found, key=lambda s: (order.index(s.task), s.outcome == "not run", s.recipe, s.backend))
 
 
 def _standing(key: tuple[str, str, str], group: list[Record], published: dict[str, Any]) -> Standing:
-    task, ran, _ = key
+    task = key[0]
     devices = ", ".join(sorted({r["device"] for r in group}))
     target = published["accuracy"].get(group[0]["of"], {}).get(task)
     counted = {r["seed"]: 100 * r["test"] for r in group if r["full"] and r["state"] == "complete"}
     outcome = _outcome(group, counted, target)
     narrower = {r["activations"] for r in group} - {"float32"}
-    notes = [published["notes"].get(f"{task} {ran}", ""), *(f"{dtype} activations" for dtype in sorted(narrower))]
+    notes = [published["remarks"].get(task, ""), *(f"{dtype} activations" for dtype in sorted(narrower))]
     if (several := sorted({n for r in group for n in r["devices"]})) != [1]:
         notes.append(f"on {' and '.join(map(str, several))} devices")
     notes += [
@@ -125,14 +125,22 @@ COLUMNS = ("task", "recipe", "backend", "device", "published", "seeds", "accurac
 
 
 def rows(found: Iterable[Standing]) -> list[list[str]]:
-    """The table of standings, as text."""
-    table = []
+    """The table of standings, as text; what did not run of a task is one row."""
+    table: list[list[str]] = []
     for s in found:
+        title = TASKS[s.task].title
+        if s.outcome == "not run":
+            last = table[-1] if table else []
+            if last[:1] == [title] and last[7] == "not run":
+                last[1] += f", {s.recipe}"
+            else:
+                table.append([title, s.recipe, *[""] * 5, "not run", "", s.note])
+            continue
         spread = "" if s.spread is None else f" ± {s.spread:.2f}"
         accuracy = "" if s.mean is None else f"{s.mean:.2f}{spread}"
         target = "" if s.target is None else f"{s.target:.2f}"
         seeds, hours = ", ".join(map(str, sorted(s.accuracies))), f"{s.hours:.2f}" if s.backend else ""
-        cells = [TASKS[s.task].title, s.recipe, s.backend, s.device, target, seeds, accuracy, s.outcome, hours, s.note]
+        cells = [title, s.recipe, s.backend, s.device, target, seeds, accuracy, s.outcome, hours, s.note]
         table.append(cells)
     return table
 
