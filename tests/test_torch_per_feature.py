@@ -86,6 +86,42 @@ def test_outputs_and_gradients_are_those_of_the_parts_in_double_precision(layer,
     assert_as_precise_as_the_parts(found, layer, u)
 
 
+@pytest.fixture
+def no_zeros_by_chance():
+    """Memory that nobody has written holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("no_zeros_by_chance")
+@pytest.mark.parametrize("state", [False, True], ids=["from rest", "from a state"])
+def test_padding_is_neither_read_nor_written_to(layer, state, calls):
+    """Padded with NaN, which any product would hand on; a sequence without samples, and one that ends with a chunk."""
+    u, lengths = draw(4, 56, layer.d_model), torch.tensor([[0, 7], [16, 7], [56, 7], [33, 7]])[:, 0]
+    call = {"lengths": lengths}
+    if state and not layer.bidirectional:
+        call["state"] = draw(*layer.state_shape((4,)), seed=1)
+    padded = u.masked_fill(torch.arange(56)[:, None] >= lengths[:, None, None], torch.nan)
+    found = results(layer, FUSED, torch.float32, padded, **call)
+    assert calls == [56]
+    assert_as_precise_as_the_parts(found, layer, u, **call)
+
+
+@pytest.mark.usefixtures("no_zeros_by_chance")
+def test_segments_of_padded_time_are_joined(monkeypatch, calls):
+    from ptd_torch import triton_chunks
+
+    monkeypatch.setattr(triton_chunks, "ENOUGH_PROGRAMS", 10**6)
+    layer, lengths = ptd.S4D(2, 6, bidirectional=True), torch.tensor([0, 300, 512])
+    u = draw(3, 16 * 32, layer.d_model)
+    padded = u.masked_fill(torch.arange(512)[:, None] >= lengths[:, None, None], torch.nan)
+    found = results(layer, FUSED, torch.float32, padded, lengths=lengths)
+    assert calls == [512]
+    assert_as_precise_as_the_parts(found, layer, u, lengths=lengths)
+
+
 @pytest.mark.parametrize("layer", [ptd.S4D(3, 8), ptd.S4(2, 6)], ids=["s4d", "s4"])
 def test_state_enters_and_leaves_with_its_gradient(layer, calls):
     u, state = draw(BATCH, L, layer.d_model), draw(*layer.state_shape((BATCH,)), seed=1)
@@ -143,7 +179,9 @@ def test_operator_passes_torchs_own_checks(dense, state):
     matrices = [0.3 * draw(*shape, seed=i) for i, shape in enumerate(shapes)]
     arguments = [draw(R, 40, H), decay, *matrices, draw(H, D, R, 2, M) if state else None]
     arguments = [None if value is None else value.requires_grad_() for value in arguments]
-    torch.library.opcheck(torch.ops.ptd.chunks.default, tuple(arguments))
+    # With a valid sample in each chunk: others are not set.
+    for lengths in (None, torch.tensor([40, 33])):
+        torch.library.opcheck(torch.ops.ptd.chunks.default, (*arguments, lengths))
 
 
 def test_final_state_alone_has_a_gradient_where_the_last_chunk_is_cut():
@@ -151,7 +189,7 @@ def test_final_state_alone_has_a_gradient_where_the_last_chunk_is_cut():
     H, T, M, R = 2, 16, 3, 2
     shapes = ((R, 40, H), (H, 2, M), (H, T, 2 * M), (H, 2 * M, T), (H, T, T))
     arguments = [(0.3 * draw(*shape, seed=i)).requires_grad_() for i, shape in enumerate(shapes)]
-    y, final, _, _ = chunks(*arguments, None)
+    y, final, _, _ = chunks(*arguments, None, None)
     alone = torch.autograd.grad(final.sum(), arguments, retain_graph=True)
     beside = torch.autograd.grad([final.sum(), y], arguments, [torch.ones(()), torch.zeros_like(y)])
     for found, expected in zip(alone, beside, strict=True):

@@ -20,6 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from ptd import sequences
 from ptd.arrays import Array, as_planes, from_planes
 from ptd.chunks import ChunkSystem
 
@@ -55,8 +56,8 @@ class Matrices(NamedTuple):
 
 
 def per_feature_chunks(
-    u: Array, system: ChunkSystem, state: Array | None, interpret: bool = False
-) -> tuple[Array, Array] | None:
+    u: Array, system: ChunkSystem, state: Array | None, lengths: Array | None = None, interpret: bool = False
+) -> tuple[Array, Array | None] | None:
     """See ptd.kernels.Kernels.per_feature_chunks; interpret runs the kernel's meaning on any device."""
     if not _applies(u, system, interpret):
         return None
@@ -78,10 +79,12 @@ def per_feature_chunks(
         widened(system.out.reshape(H, D, 2, M, T), axis=-2).astype(u.dtype),
         system.direct.astype(u.dtype),
     )
-    v = jnp.pad(u.reshape(R, L, H), ((0, 0), (0, n * T - L), (0, 0)))
+    v = jnp.pad(sequences.mask(u, lengths).reshape(R, L, H), ((0, 0), (0, n * T - L), (0, 0)))
     y, final = _chunks(jnp.transpose(v, (2, 0, 1)).reshape(H, R, n, T), matrices, widened(start), interpret)
-    y = jnp.transpose(y.reshape(H, R, n * T), (1, 2, 0))[:, :L]
-    return y.reshape(u.shape), final[..., :M].reshape(H, *batch, D, 2, M)
+    y = jnp.transpose(y.reshape(H, R, n * T), (1, 2, 0))[:, :L].reshape(u.shape)
+    if lengths is not None:
+        return sequences.mask(y, lengths), None
+    return y, final[..., :M].reshape(H, *batch, D, 2, M)
 
 
 def _applies(u: Array, system: ChunkSystem, interpret: bool) -> bool:

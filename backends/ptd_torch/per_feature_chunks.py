@@ -17,7 +17,7 @@ from .transforms import plain
 
 @torch.library.custom_op("ptd::chunks", mutates_args=())
 def chunks(
-    u: Tensor, decay: Tensor, into: Tensor, out: Tensor, direct: Tensor, x0: Tensor | None
+    u: Tensor, decay: Tensor, into: Tensor, out: Tensor, direct: Tensor, x0: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Outputs and final states of H systems over chunks of T samples, and what the gradient needs.
 
@@ -28,28 +28,31 @@ def chunks(
         out: (H, D 2 M, T).
         direct: (H, T, T).
         x0: float32 (H, D, R, 2, M), the states before the first chunk of each direction; zero if None.
+        lengths: integer (R,), or None; u counts as zero and y is zero from there on.
 
     Returns:
-        y (R, L, H); final (H, D, R, 2, M); and for the gradient the signals as (H, R, n T) and the states that enter
-        each chunk, (H, R, n, D, 2, M), both in the dtype of u.
+        y (R, L, H); final (H, D, R, 2, M), with lengths of no entries; and for the gradient the signals as (H, R, n T)
+        and the states that enter each chunk, (H, R, n, D, 2, M), both in the dtype of u and not set in chunks without a
+        valid sample.
     """
     from . import triton_chunks as kernels
 
     L, T = u.shape[1], into.shape[1]
     matrices = kernels.Matrices(*(m.contiguous() for m in (decay, into, out, direct)))
-    v = kernels.to_features(u, -(-L // T) * T)
-    y, final, entering = kernels.run(v, matrices, None if x0 is None else x0.contiguous())
-    return kernels.from_features(y, L), final, v, entering
+    x0, lengths = (None if value is None else value.contiguous() for value in (x0, lengths))
+    v = kernels.to_features(u, -(-L // T) * T, lengths, T)
+    y, final, entering = kernels.run(v, matrices, x0, lengths, last=lengths is None)
+    return kernels.from_features(y, L, lengths), decay.new_empty(0) if final is None else final, v, entering
 
 
 @chunks.register_fake
 def _(
-    u: Tensor, decay: Tensor, into: Tensor, out: Tensor, direct: Tensor, x0: Tensor | None
+    u: Tensor, decay: Tensor, into: Tensor, out: Tensor, direct: Tensor, x0: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (R, L, H), (_, T, width), M = u.shape, into.shape, decay.shape[-1]
     n, D = -(-L // T), width // (2 * M)
-    new = decay.new_empty
-    return u.new_empty(u.shape), new((H, D, R, 2, M)), u.new_empty((H, R, n * T)), u.new_empty((H, R, n, D, 2, M))
+    final = decay.new_empty((H, D, R, 2, M) if lengths is None else 0)
+    return u.new_empty(u.shape), final, u.new_empty((H, R, n * T)), u.new_empty((H, R, n, D, 2, M))
 
 
 @torch.library.custom_op("ptd::chunks_adjoint", mutates_args=())
@@ -60,18 +63,22 @@ def chunks_adjoint(
     out: Tensor,
     direct: Tensor,
     entering: Tensor,
+    lengths: Tensor | None,
     grad_y: Tensor,
     grad_final: Tensor | None,
+    has_x0: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of chunks by its arguments, from those of y and of final."""
+    """The gradients of chunks by its arguments, that by x0 of no entries without it, from those of y and of final."""
     from . import triton_chunks as kernels
 
     matrices = kernels.Matrices(*(m.contiguous() for m in (decay, into, out, direct)))
-    grad = kernels.to_features(grad_y, v.shape[-1])
-    grad_final = None if grad_final is None else grad_final.contiguous()
-    grad_v, sums, grad_x0 = kernels.run_backward(v, matrices, entering, grad, grad_final)
+    grad_final, lengths = (None if value is None else value.contiguous() for value in (grad_final, lengths))
+    L, T = grad_y.shape[1], into.shape[1]
+    grad = kernels.to_features(grad_y, v.shape[-1], lengths, T)
+    grad_v, sums, grad_x0 = kernels.run_backward(v, matrices, entering, lengths, grad, grad_final, first=has_x0)
+    grad_x0 = decay.new_empty(0) if grad_x0 is None else grad_x0
     rest = (sums.into.to(into.dtype), sums.out.to(out.dtype), sums.direct.to(direct.dtype))
-    return kernels.from_features(grad_v, grad_y.shape[1]), sums.decay, *rest, grad_x0
+    return kernels.from_features(grad_v, L, lengths), sums.decay, *rest, grad_x0
 
 
 @chunks_adjoint.register_fake
@@ -82,36 +89,42 @@ def _(
     out: Tensor,
     direct: Tensor,
     entering: Tensor,
+    lengths: Tensor | None,
     grad_y: Tensor,
     grad_final: Tensor | None,
+    has_x0: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     H, R, _, D, _, M = entering.shape
     matrices = (m.new_empty(m.shape) for m in (decay, into, out, direct))
-    return grad_y.new_empty(grad_y.shape), *matrices, decay.new_empty((H, D, R, 2, M))
+    return grad_y.new_empty(grad_y.shape), *matrices, decay.new_empty((H, D, R, 2, M) if has_x0 else 0)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    u, decay, into, out, direct, x0 = inputs
+    u, decay, into, out, direct, x0, lengths = inputs
     _, _, v, entering = output
     ctx.has_x0, ctx.length = x0 is not None, u.shape[1]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(v, entering)
-    ctx.save_for_backward(v, decay, into, out, direct, entering)
+    ctx.save_for_backward(v, decay, into, out, direct, entering, lengths)
 
 
 def _backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None, *_: Any) -> tuple:
-    v, decay, into, out, direct, entering = ctx.saved_tensors
+    v, *saved = ctx.saved_tensors
+    if saved[-1] is not None:  # lengths, with which there is no final state
+        grad_final = None
     if grad_y is None:
         H, R, _ = v.shape
         grad_y = v.new_zeros((R, ctx.length, H))
-    *grads, grad_x0 = chunks_adjoint(v, decay, into, out, direct, entering, grad_y.to(v.dtype), grad_final)
-    return *grads, grad_x0 if ctx.has_x0 else None
+    *grads, grad_x0 = chunks_adjoint(v, *saved, grad_y.to(v.dtype), grad_final, ctx.has_x0)
+    return *grads, grad_x0 if ctx.has_x0 else None, None
 
 
 chunks.register_autograd(_backward, setup_context=_setup_context)
 
 
-def per_feature_chunks(u: Tensor, system: ChunkSystem, state: Array | None) -> tuple[Tensor, Tensor] | None:
+def per_feature_chunks(
+    u: Tensor, system: ChunkSystem, state: Array | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor | None] | None:
     """See ptd.kernels.Kernels.per_feature_chunks."""
     if not _applies(u, system):
         return None
@@ -125,7 +138,10 @@ def per_feature_chunks(u: Tensor, system: ChunkSystem, state: Array | None) -> t
         if width == 4 * M:
             x0 = torch.cat([x0, torch.zeros_like(x0)], dim=1)
     matrices = (m.to(u.dtype).contiguous() for m in (system.into, system.out, system.direct))
-    y, final, _, _ = chunks(u.reshape(R, L, H), decay, *matrices, x0)
+    valid = None if lengths is None else lengths.expand(batch).reshape(R)
+    y, final, _, _ = chunks(u.reshape(R, L, H), decay, *matrices, x0, valid)
+    if valid is not None:
+        return y.view(u.shape), None
     return y.view(u.shape), final.transpose(1, 2).reshape(H, *batch, final.shape[1], 2, M)
 
 

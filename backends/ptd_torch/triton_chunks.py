@@ -9,6 +9,8 @@ Signals are (H, R, L), time last, since a program reads whole chunks of one feat
 to (R, L, H). Where features and sequences alone would leave the device idle, time is cut into segments, which count as
 further sequences: a walk that only finds the states at their ends, a scan over these, and the walk again with the
 states that enter.
+
+Where sequences have lengths, chunks without a valid sample are neither read nor written, in no array.
 """
 
 from __future__ import annotations
@@ -40,13 +42,19 @@ ENOUGH_PROGRAMS = 256
 
 
 @triton.jit
+def _chunks_within(lengths, r, mask, T: tl.constexpr):
+    """The chunks of sequence r that hold valid samples."""
+    return tl.cdiv(tl.load(lengths + r, mask=mask, other=0), T).to(tl.int32)
+
+
+@triton.jit
 def _walk(
-    u, decay, into, x0, entering, final,
+    u, decay, into, x0, entering, final, lengths,
     N, R, n, M, row_stride, mirrored, a_row, a_column, i_time, i_mode,
     T: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, DIRECTIONS: tl.constexpr,
     DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The states that enter each chunk, where entering is given, and the last, of one direction.
+    """The states that enter each chunk, where entering is given, and the last, where final is, of one direction.
 
     mirrored swaps the sides from which directions run: so does the gradient.
     """
@@ -82,13 +90,19 @@ def _walk(
         chunk = (h.to(tl.int64) * R + r) * segments * n + segment * n
         x_at = entering + chunk[:, None] * width + d * 2 * M + k[None, :]
     backwards = d != mirrored
-    for j in range(n):
-        c = tl.where(backwards, n - 1 - j, j)
-        v = tl.load(u_at + c * T, mask=live[:, None], other=0.0)
+    count, stop = tl.where(live, n, 0), n
+    if lengths is not None:
+        count = _chunks_within(lengths, r, live, T) - segment * n
+        if x0 is None and final is None:
+            stop = tl.minimum(n, tl.max(count, 0))
+    for j in range(stop):
+        c = tl.where(backwards, stop - 1 - j, j)
+        valid = (c < count)[:, None]
+        v = tl.load(u_at + c * T, mask=valid, other=0.0)
         if entering is not None:
             here = x_at + c * width
-            tl.store(here, x_re.to(u.dtype.element_ty), mask=seen)
-            tl.store(here + M, x_im.to(u.dtype.element_ty), mask=seen)
+            tl.store(here, x_re.to(u.dtype.element_ty), mask=seen & valid)
+            tl.store(here + M, x_im.to(u.dtype.element_ty), mask=seen & valid)
         z_re = dot(v, I_re, tl.zeros((ROWS, K), tl.float32), PRECISION)
         z_im = dot(v, I_im, tl.zeros((ROWS, K), tl.float32), PRECISION)
         if DENSE:
@@ -106,13 +120,16 @@ def _walk(
 
 @triton.jit
 def _outputs(
-    u, x, direct, out, y, chunks, width, w_in, w_out, o_mode, o_time,
+    u, x, direct, out, y, lengths, chunks, n, width, w_in, w_out, o_mode, o_time,
     T: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y = u direct + x out over a tile of the chunks of one feature: u and y (H, chunks, T), x (H, chunks, width)."""
     h = tl.program_id(1).to(tl.int64)
     row, t = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, T)
-    live = (row < chunks)[:, None]
+    live = row < chunks
+    if lengths is not None:
+        live &= row % n < _chunks_within(lengths, row // n, live, T)
+    live = live[:, None]
     rows = h * chunks + row[:, None]
     here = rows * T + t[None, :]
     # Loaded first and used last: on its way while the loop's loads are.
@@ -129,8 +146,8 @@ def _outputs(
 
 @triton.jit
 def _products(
-    u, x, grad_y, g, grad_decay, grad_into, grad_out, grad_direct,
-    chunks, share, M,
+    u, x, grad_y, g, grad_decay, grad_into, grad_out, grad_direct, lengths,
+    chunks, n, share, M,
     T: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, DIRECTIONS: tl.constexpr,
     DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -156,7 +173,10 @@ def _products(
     stop = tl.minimum((part + 1) * share, chunks)
     for j in range(part * share, stop, ROWS):
         row = j + tl.arange(0, ROWS)
-        live = (row < stop)[:, None]
+        live = row < stop
+        if lengths is not None:
+            live &= row % n < _chunks_within(lengths, row // n, live, T)
+        live = live[:, None]
         seen = live & (k < M)[None, :]
         row = row.to(tl.int64)
         v = tl.load(u_at + row[:, None] * T, mask=live, other=0.0)
@@ -197,27 +217,36 @@ def _products(
 
 
 @triton.jit
-def _to_features(source, target, L, H, length, s_r, s_t, s_h, TIME: tl.constexpr, FEATURES: tl.constexpr):
-    """source (R, L, H) as target (H, R, length), zero from L on."""
+def _to_features(
+    source, target, lengths, L, H, length, T, s_r, s_t, s_h, TIME: tl.constexpr, FEATURES: tl.constexpr
+):  # fmt: skip
+    """source (R, L, H) as target (H, R, length), zero from L on, or from its length to the end of a chunk of T."""
     tiles = tl.cdiv(length, TIME)
     r = (tl.program_id(0) // tiles).to(tl.int64)
     t = (tl.program_id(0) % tiles) * TIME + tl.arange(0, TIME)
     h = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
+    stop = L
+    if lengths is not None:
+        stop = tl.load(lengths + r).to(tl.int32)
+        length_or_stop = tl.cdiv(stop, T) * T
+    else:
+        length_or_stop = length
     at = source + r * s_r + t[:, None].to(tl.int64) * s_t + h[None, :] * s_h
-    v = tl.load(at, mask=(t < L)[:, None] & (h < H)[None, :], other=0.0)
+    v = tl.load(at, mask=(t < stop)[:, None] & (h < H)[None, :], other=0.0)
     at = target + r * length + h[:, None].to(tl.int64) * (tl.num_programs(0) // tiles) * length + t[None, :]
-    tl.store(at, tl.trans(v), mask=(h < H)[:, None] & (t < length)[None, :])
+    tl.store(at, tl.trans(v), mask=(h < H)[:, None] & (t < length_or_stop)[None, :])
 
 
 @triton.jit
-def _from_features(source, target, L, H, length, TIME: tl.constexpr, FEATURES: tl.constexpr):
-    """source (H, R, length) as target (R, L, H)."""
+def _from_features(source, target, lengths, L, H, length, TIME: tl.constexpr, FEATURES: tl.constexpr):
+    """source (H, R, length) as target (R, L, H), zero from its length on."""
     tiles = tl.cdiv(length, TIME)
     r = (tl.program_id(0) // tiles).to(tl.int64)
     t = (tl.program_id(0) % tiles) * TIME + tl.arange(0, TIME)
     h = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
     at = source + r * length + h[:, None].to(tl.int64) * (tl.num_programs(0) // tiles) * length + t[None, :]
-    v = tl.load(at, mask=(h < H)[:, None] & (t < L)[None, :], other=0.0)
+    stop = L if lengths is None else tl.load(lengths + r).to(tl.int32)
+    v = tl.load(at, mask=(h < H)[:, None] & (t < stop)[None, :], other=0.0)
     at = target + r * L * H + t[:, None].to(tl.int64) * H + h[None, :]
     tl.store(at, tl.trans(v), mask=(t < L)[:, None] & (h < H)[None, :])
 
@@ -226,23 +255,25 @@ def _from_features(source, target, L, H, length, TIME: tl.constexpr, FEATURES: t
 TURN, TURN_WARPS = (64, 32), 4
 
 
-def to_features(u: Tensor, length: int) -> Tensor:
-    """u (R, L, H), any strides, as (H, R, length), zero from L on."""
+def to_features(u: Tensor, length: int, lengths: Tensor | None, T: int) -> Tensor:
+    """u (R, L, H), any strides, as (H, R, length), zero from L or its length on; not set in chunks beyond that."""
     R, L, H = u.shape
     target = u.new_empty((H, R, length))
     grid = (R * triton.cdiv(length, TURN[0]), triton.cdiv(H, TURN[1]))
     if target.numel():
-        _to_features[grid](u, target, L, H, length, *u.stride(), TIME=TURN[0], FEATURES=TURN[1], num_warps=TURN_WARPS)
+        _to_features[grid](
+            u, target, lengths, L, H, length, T, *u.stride(), TIME=TURN[0], FEATURES=TURN[1], num_warps=TURN_WARPS
+        )
     return target
 
 
-def from_features(y: Tensor, L: int) -> Tensor:
-    """y (H, R, length) as (R, L, H)."""
+def from_features(y: Tensor, L: int, lengths: Tensor | None) -> Tensor:
+    """y (H, R, length) as (R, L, H), zero from its length on."""
     H, R, length = y.shape
     target = y.new_empty((R, L, H))
     grid = (R * triton.cdiv(length, TURN[0]), triton.cdiv(H, TURN[1]))
     if target.numel():
-        _from_features[grid](y, target, L, H, length, TIME=TURN[0], FEATURES=TURN[1], num_warps=TURN_WARPS)
+        _from_features[grid](y, target, lengths, L, H, length, TIME=TURN[0], FEATURES=TURN[1], num_warps=TURN_WARPS)
     return target
 
 
@@ -276,26 +307,37 @@ class Matrices:
         return {"T": T, "K": padded, "DIRECTIONS": D, "DENSE": self.decay.ndim == 5, "PRECISION": precision()}
 
 
-def run(v: Tensor, matrices: Matrices, x0: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def run(
+    v: Tensor, matrices: Matrices, x0: Tensor | None, lengths: Tensor | None, *, last: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Outputs, final states and the states entering each chunk.
 
     Args:
         v: (H, R, n T), from to_features.
         matrices: the systems.
         x0: float32 (H, D, R, 2, M), the state before the first chunk of each direction; zero if None.
+        lengths: integer (R,), or None; nothing is set in chunks without a valid sample.
+        last: whether final states are wanted.
 
     Returns:
-        y (H, R, n T); final (H, D, R, 2, M); entering (H, R, n, D, 2, M), in the dtype of v.
+        y (H, R, n T); final (H, D, R, 2, M) or None; entering (H, R, n, D, 2, M), in the dtype of v.
     """
-    return _run(v, matrices, x0, adjoint=False)
+    return _run(v, matrices, x0, lengths, last=last, adjoint=False)
 
 
 def run_backward(
-    v: Tensor, matrices: Matrices, entering: Tensor, grad_y: Tensor, grad_final: Tensor | None
-) -> tuple[Tensor, Matrices, Tensor]:
-    """The gradients of run by v, by the matrices and by x0, from those by y (H, R, n T) and final."""
+    v: Tensor,
+    matrices: Matrices,
+    entering: Tensor,
+    lengths: Tensor | None,
+    grad_y: Tensor,
+    grad_final: Tensor | None,
+    *,
+    first: bool,
+) -> tuple[Tensor, Matrices, Tensor | None]:
+    """The gradients of run by v, by the matrices and, where first, by x0, from those by y (H, R, n T) and final."""
     H, T, D, M = matrices.sizes
-    grad_v, grad_x0, leaving = _run(grad_y, matrices, grad_final, adjoint=True)
+    grad_v, grad_x0, leaving = _run(grad_y, matrices, grad_final, lengths, last=first, adjoint=True)
     chunks = v.numel() // (H * T)
     rows, warps, stages = PRODUCT_TILES[v.element_size()]
     share = triton.cdiv(triton.cdiv(chunks, max(1, PRODUCT_PROGRAMS // (H * D))), rows) * rows
@@ -304,7 +346,7 @@ def run_backward(
     sums = [None if dense else new((parts, H, D, *matrices.decay.shape[1:]))]
     sums += [new((parts, *m.shape)) for m in (matrices.into, matrices.out, matrices.direct)]
     _products[(D, H, parts)](
-        v, entering, grad_y, leaving, *sums, chunks, share, M,
+        v, entering, grad_y, leaving, *sums, lengths, chunks, v.shape[-1] // T, share, M,
         **matrices.constants(), ROWS=rows, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if dense:  # four more sums in the same kernel spill
@@ -317,24 +359,30 @@ def run_backward(
     return grad_v, Matrices(decay, *rest), grad_x0
 
 
-def _run(v: Tensor, matrices: Matrices, x0: Tensor | None, *, adjoint: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _run(
+    v: Tensor, matrices: Matrices, x0: Tensor | None, lengths: Tensor | None, *, last: bool, adjoint: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """run; or the gradient by its v from that by y as v and that by final as x0, with the gradients by the states
     that leave each chunk.
     """
-    R, (H, _, D, M) = v.shape[1], matrices.sizes
-    if adjoint and matrices.decay.ndim == 3:
+    R, (H, _, D, M), dense = v.shape[1], matrices.sizes, matrices.decay.ndim == 5
+    if adjoint and not dense:
         # Without a tensor from the host, which no CUDA graph takes.
         conjugate = torch.stack([matrices.decay[:, 0], -matrices.decay[:, 1]], dim=1)
         matrices = Matrices(conjugate, matrices.into, matrices.out, matrices.direct)
     S, n = _cut(v, matrices)
     entering = v.new_empty((H, R, S * n, D, 2, M))
-    final = matrices.decay.new_empty((H, D, R, S, 2, M))
+    if dense and lengths is not None:
+        entering.zero_()  # the library sums over all of them
+    ends = matrices.decay.new_empty((H, D, R, S, 2, M)) if last or S > 1 else None
     if S > 1:
-        _launch_walk(v, matrices, None, None, final, n, adjoint)
-        x0, last = _between(matrices.decay, final, x0, n, adjoint=adjoint)
-        final = None
-    _launch_walk(v, matrices, x0, entering, final, n, adjoint)
-    return _launch_outputs(v, entering, matrices, adjoint), last if final is None else final[:, :, :, 0], entering
+        _launch_walk(v, matrices, None, None, ends, lengths, n, adjoint)
+        x0, final = _between(matrices.decay, ends, x0, n, adjoint=adjoint)
+        _launch_walk(v, matrices, x0, entering, None, lengths, n, adjoint)
+    else:
+        _launch_walk(v, matrices, x0, entering, ends, lengths, n, adjoint)
+        final = None if ends is None else ends[:, :, :, 0]
+    return _launch_outputs(v, entering, lengths, matrices, adjoint), final, entering
 
 
 def _cut(v: Tensor, matrices: Matrices) -> tuple[int, int]:
@@ -392,7 +440,7 @@ def _power(transition: Tensor, n: int) -> Tensor:
 
 def _launch_walk(
     v: Tensor, matrices: Matrices, x0: Tensor | None, entering: Tensor | None, final: Tensor | None,
-    n: int, adjoint: bool,
+    lengths: Tensor | None, n: int, adjoint: bool,
 ) -> None:  # fmt: skip
     """The walk through segments of n chunks."""
     (H, R, length), (_, T, D, M) = v.shape, matrices.sizes
@@ -402,13 +450,15 @@ def _launch_walk(
     N = length // (n * T) * R
     constants = matrices.constants()
     _walk[(D, triton.cdiv(N, ROWS), H)](
-        v, matrices.decay, into[0], x0, entering, final,
+        v, matrices.decay, into[0], x0, entering, final, lengths,
         N, R, n, M, length, int(adjoint), *square, *into[1],
         **constants, ROWS=ROWS, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
 
 
-def _launch_outputs(v: Tensor, entering: Tensor, matrices: Matrices, adjoint: bool) -> Tensor:
+def _launch_outputs(
+    v: Tensor, entering: Tensor, lengths: Tensor | None, matrices: Matrices, adjoint: bool
+) -> Tensor:  # fmt: skip
     """y, or the gradient by v, like v."""
     H, T, D, M = matrices.sizes
     chunks, width, y = v.numel() // (H * T), D * 2 * M, torch.empty_like(v)
@@ -417,7 +467,7 @@ def _launch_outputs(v: Tensor, entering: Tensor, matrices: Matrices, adjoint: bo
         direct, out = (1, T), (matrices.into, (1, width))
     BK = max(16, min(OUTPUT_BYTES // v.element_size(), triton.next_power_of_2(width)))
     _outputs[(triton.cdiv(chunks, OUTPUT_ROWS), H)](
-        v, entering, matrices.direct, out[0], y, chunks, width, *direct, *out[1],
+        v, entering, matrices.direct, out[0], y, lengths, chunks, v.shape[-1] // T, width, *direct, *out[1],
         T=T, BM=OUTPUT_ROWS, BK=BK, PRECISION=precision(), num_warps=OUTPUT_WARPS, num_stages=OUTPUT_STAGES,
     )  # fmt: skip
     return y

@@ -37,9 +37,10 @@ class Kernels:
     #: C (H, P), a state (..., H, P) or None and resets (..., L) or None, to y = Re(C x) and the final state.
     fused: Callable[..., tuple[Array, Array]] | None = None
     #: The chunked form of layers with a system per feature in one, if there is one: from u (..., L, H), a
-    #: chunks.ChunkSystem and a state as planes (H, ..., 2, M) or None, to y and the final states (H, ..., D, 2, M) over
-    #: whole chunks; None where it does not apply, and the parts are run one by one.
-    per_feature_chunks: Callable[..., tuple[Array, Array] | None] | None = None
+    #: chunks.ChunkSystem, a state as planes (H, ..., 2, M) or None, and lengths (...) or None, from where on u does not
+    #: count and y is zero, to y and without lengths the final states (H, ..., D, 2, M) over whole chunks; None where it
+    #: does not apply, and the parts are run one by one.
+    per_feature_chunks: Callable[..., tuple[Array, Array | None] | None] | None = None
     #: The matrices over chunks of a diagonal layer with a system per feature in one, if there is such a kernel: from
     #: the name of a discretisation, Lambda (M,) or (H, M), steps (H, 1), B like Lambda, a list of C (H, M) for each
     #: direction, what is added at lag 0 (H,) or None, and T to the chunks.ChunkSystem of y = Re(C x); None where it

@@ -49,12 +49,19 @@ class Signal:
         lengths: integer (...), or None if every sample is valid.
         resets: bool (..., L), or None.
         step_scale: real, 0-d or (..., L), or None for 1.
+        given: u with whatever it was given in its padding, for what does not read that; None for u.
     """
 
     u: Array
     lengths: Array | None = None
     resets: Array | None = None
     step_scale: Array | None = None
+    given: Array | None = None
+
+    @property
+    def padded(self) -> Array:
+        """u, with anything at k >= lengths: with nothing left to zero there, a compiler need not."""
+        return self.u if self.given is None else self.given
 
     @property
     def per_sample(self) -> bool:

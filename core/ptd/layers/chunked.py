@@ -35,9 +35,9 @@ class ChunkedLayer(Layer):
         raise NotImplementedError
 
     def in_one(
-        self, u: Array, system: ChunkSystem, state: Array | None, kernels: Kernels
-    ) -> tuple[Array, Array] | None:
-        """Outputs of u (..., L, H) and the final states as planes, where one kernel runs all chunks; else None."""
+        self, signal: Signal, system: ChunkSystem, state: Array | None, kernels: Kernels
+    ) -> tuple[Array, Array | None] | None:
+        """Outputs and, without lengths, final states as planes, where one kernel runs all chunks; else None."""
         return None
 
     def chunk_outputs(self, u: Array, system: ChunkSystem, kernels: Kernels) -> Array:
@@ -68,7 +68,7 @@ class ChunkedLayer(Layer):
     def chunked(
         self, params: Parameters, signal: Signal, x0: Array | None, return_state: bool, kernels: Kernels
     ) -> tuple[Array, Array | None]:
-        """Output of all directions with D, and the final state where asked for.
+        """Output of all directions with D, zero in padding, and the final state where asked for.
 
         Products with samples run in the dtype of u, the recurrence in that of the parameters.
         """
@@ -76,16 +76,20 @@ class ChunkedLayer(Layer):
         system = self.chunk_system(params, signal, T, kernels)
         state = None if x0 is None else self.state_planes(x0)
         inside = return_state and (signal.lengths is not None or signal.u.shape[-2] % T != 0)
-        found = None if inside else self.in_one(signal.u, system, state, kernels)
+        found = None if inside else self.in_one(signal, system, state, kernels)
         if found is not None:
-            ends = [self.from_state_planes(found[1][..., d, :, :]) for d in range(len(self._C_names()))]
-            return found[0], self._joined(ends) if return_state else None
+            y, last = found
+            if last is None or not return_state:
+                return y, None
+            return y, self._joined([self.from_state_planes(last[..., d, :, :]) for d in range(len(self._C_names()))])
         u = chunks.split(signal.u, T)
         if x0 is None and not return_state:
-            return chunks.join(self.chunk_outputs(u, system, kernels), signal.u.shape[-2]), None
+            y = chunks.join(self.chunk_outputs(u, system, kernels), signal.u.shape[-2])
+            return sequences.mask(y, signal.lengths), None
         drive = self.into_states(u, system.into)
         entering, final = self.carries(system, drive, state, kernels)
         y = chunks.join(self.out_of_chunks(u, entering, system), signal.u.shape[-2])
+        y = sequences.mask(y, signal.lengths)
         if not return_state:
             return y, None
         if not inside:

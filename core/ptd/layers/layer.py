@@ -210,7 +210,6 @@ class Layer:
         form = self.form_of(kernels, u.shape, return_state=return_state, **call)
         if form == "chunked":
             y, end = self.chunked(params, signal, starts[0], return_state, kernels)
-            y = sequences.mask(y, signal.lengths)
             return (y, end) if return_state else y
         signal = replace(signal, u=astype(signal.u, params["log_step"]))
         y, end = self._run(params, "C", signal, starts[0], return_state, form, kernels)
@@ -290,7 +289,7 @@ class Layer:
     def chunked(
         self, params: Parameters, signal: sequences.Signal, x0: Array | None, return_state: bool, kernels: Kernels
     ) -> tuple[Array, Array | None]:
-        """Output of all directions with D, and the final state where asked for, by chunks; see ChunkedLayer."""
+        """Output of all directions with D, zero in padding, and the final state where asked for; see ChunkedLayer."""
         raise NotImplementedError
 
     # --- shared parts ------------------------------------------------------------------------------------------
@@ -370,7 +369,7 @@ class Layer:
         if step_scale is not None:
             step_scale = xp.asarray(step_scale, dtype=u.dtype if dtype is None else dtype)
             step_scale = xp.broadcast_to(step_scale, u.shape[:-1]) if step_scale.ndim else step_scale
-        return sequences.Signal(sequences.mask(u, lengths), lengths, resets, step_scale)
+        return sequences.Signal(sequences.mask(u, lengths), lengths, resets, step_scale, u)
 
 
 def _per_sample(step_scale: Any) -> bool:

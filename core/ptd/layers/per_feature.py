@@ -9,6 +9,7 @@ from .. import checks
 from ..arrays import Array, as_planes, astype, from_planes, imag, namespace, real, scale
 from ..chunks import ChunkSystem
 from ..kernels import Kernels
+from ..sequences import Signal
 from .chunked import ChunkedLayer
 
 
@@ -66,9 +67,10 @@ class PerFeatureLayer(ChunkedLayer):
         return xp.moveaxis(xp.reshape(y, (H, *batch, T)), 0, -1)
 
     def in_one(
-        self, u: Array, system: ChunkSystem, state: Array | None, kernels: Kernels
-    ) -> tuple[Array, Array] | None:
-        return None if kernels.per_feature_chunks is None else kernels.per_feature_chunks(u, system, state)
+        self, signal: Signal, system: ChunkSystem, state: Array | None, kernels: Kernels
+    ) -> tuple[Array, Array | None] | None:
+        run = kernels.per_feature_chunks
+        return None if run is None else run(signal.padded, system, state, signal.lengths)
 
     def state_planes(self, x: Array) -> Array:
         planes = as_planes(x)

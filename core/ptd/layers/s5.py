@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .. import checks
+from .. import checks, sequences
 from ..arrays import Array, as_complex, as_planes, astype, eye, from_planes, imag, linear, matmul, namespace, real
 from ..chunks import ChunkSystem
 from ..convolution import powers
@@ -118,7 +118,8 @@ class S5(DiagonalLayer):
             by_states = functools.partial(_mixing_states, kernels.both_ways)
         if by_states is None or x0 is not None or return_state or kernels.chunk_length(self, L) > 1:
             return super().chunked(params, signal, x0, return_state, kernels)
-        return self._sample_by_sample(params, signal, by_states), None
+        y = self._sample_by_sample(params, signal, by_states)
+        return sequences.mask(y, signal.lengths), None
 
     def _sample_by_sample(self, params: Parameters, signal: Signal, by_states: Callable[..., Array]) -> Array:
         """Chunks of one sample, from rest: y = w Re(C x) + D u with the states after each sample of all directions.
