@@ -196,6 +196,17 @@ def test_final_state_alone_has_a_gradient_where_the_last_chunk_is_cut():
         assert_close(found, expected)
 
 
+def test_states_that_enter_from_both_ends_pass_through_padding():
+    H, T, D, M, R, L = 2, 16, 2, 3, 2, 40
+    lengths = torch.tensor([3, 20])
+    shapes = ((H, 2, M), (H, T, D * 2 * M), (H, D * 2 * M, T), (H, T, T))
+    system = [0.5 * draw(*shape, seed=i) for i, shape in enumerate(shapes)]
+    u, x0 = draw(R, L, H, seed=4), draw(H, D, R, 2, M, seed=5)
+    padding = torch.arange(L)[:, None] >= lengths[:, None, None]
+    expected = chunks(u.masked_fill(padding, 0.0), *system, x0, None)[0].masked_fill(padding, 0.0)
+    assert_close(chunks(u, *system, x0, lengths)[0], expected)
+
+
 def test_a_second_derivative_is_refused():
     layer, u = ptd.S4D(3, 8), draw(BATCH, L, 3).requires_grad_()
     y = layer.apply(parameters(layer), u, kernels=FUSED, form="chunked")
