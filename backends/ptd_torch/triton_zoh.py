@@ -1,7 +1,7 @@
 """Zero-order hold and its gradient as Triton kernels. Imported only where Triton is.
 
 In double precision: a few thousand numbers, whose phases a recurrence multiplies by as many steps as it remembers. It
-also leaves phi_1 a plain quotient, down to where two terms of its series are exact.
+also leaves phi_1 a plain quotient, down to where the first terms of its series serve.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def _terms(Lambda, step, at, M, some):
     size = tl.exp(z_re)
     e_re, e_im = size * tl.cos(z_im), size * tl.sin(z_im)
     square = z_re * z_re + z_im * z_im
-    # Beyond the radius the quotients lose 2^-53 / |z| and / |z|^2 of 1; within, the series end at z^3 / 30.
-    near = square < 1e-6
+    # At the radius of 1e-5 the quotients lose 2^-53 / |z| and / |z|^2, 1e-11 and 1e-6 of 1, and the series, whose next
+    # terms are z^2 / 6 and z / 3, as much. A slope counts as |z| times the rest of a gradient.
+    near = square < 1e-10
     square = tl.where(near, 1.0, square)
     p_re, p_im = _over(e_re - 1.0, e_im, z_re, z_im, square)
     d_re, d_im = _over(e_re - p_re, e_im - p_im, z_re, z_im, square)
-    q_re, q_im = z_re * z_re - z_im * z_im, 2.0 * z_re * z_im
-    p_re, p_im = tl.where(near, 1.0 + z_re / 2 + q_re / 6, p_re), tl.where(near, z_im / 2 + q_im / 6, p_im)
-    d_re, d_im = tl.where(near, 0.5 + z_re / 3 + q_re / 8, d_re), tl.where(near, z_im / 3 + q_im / 8, d_im)
+    p_re, p_im = tl.where(near, 1.0 + z_re / 2, p_re), tl.where(near, z_im / 2, p_im)
+    d_re, d_im = tl.where(near, 0.5, d_re), tl.where(near, 0.0, d_im)
     return s, l_re, l_im, e_re, e_im, p_re, p_im, d_re, d_im
 
 
