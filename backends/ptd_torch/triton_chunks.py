@@ -1,6 +1,6 @@
 """Layers with a system per feature over chunks of T samples, as Triton kernels. Imported only where Triton is.
 
-Three kernels, each near the speed of memory. A walk owns one feature, one direction and ROWS sequences, carries their
+Three kernels. A walk owns one feature, one direction and ROWS sequences, carries their
 states through the chunks in registers, and writes those that enter each chunk; all that its steps hand on is one
 multiplication. Outputs are then products over all chunks at once, y = u direct + x out. The gradient is the same two
 with transposed matrices from the other side, and sums of products over all chunks for the matrices.
@@ -228,13 +228,13 @@ def _to_features(
     stop = L
     if lengths is not None:
         stop = tl.load(lengths + r).to(tl.int32)
-        length_or_stop = tl.cdiv(stop, T) * T
+        until = tl.cdiv(stop, T) * T
     else:
-        length_or_stop = length
+        until = length
     at = source + r * s_r + t[:, None].to(tl.int64) * s_t + h[None, :] * s_h
     v = tl.load(at, mask=(t < stop)[:, None] & (h < H)[None, :], other=0.0)
     at = target + r * length + h[:, None].to(tl.int64) * (tl.num_programs(0) // tiles) * length + t[None, :]
-    tl.store(at, tl.trans(v), mask=(h < H)[:, None] & (t < length_or_stop)[None, :])
+    tl.store(at, tl.trans(v), mask=(h < H)[:, None] & (t < until)[None, :])
 
 
 @triton.jit
