@@ -1,9 +1,9 @@
 """Layers with a system per feature over chunks of T samples, as Triton kernels. Imported only where Triton is.
 
-Three kernels. A walk owns one feature, one direction and ROWS sequences, carries their
-states through the chunks in registers, and writes those that enter each chunk; all that its steps hand on is one
-multiplication. Outputs are then products over all chunks at once, y = u direct + x out. The gradient is the same two
-with transposed matrices from the other side, and sums of products over all chunks for the matrices.
+A walk owns one feature, one direction and ROWS sequences, carries their states through the chunks in registers, and
+writes those that enter each chunk; all that its steps hand on is one multiplication. Outputs are then products over all
+chunks at once, y = u direct + x out. The gradient is the same two with transposed matrices from the other side, and
+sums of products over all chunks for the matrices.
 
 Signals are (H, R, L), time last, since a program reads whole chunks of one feature; two kernels turn signals from and
 to (R, L, H). Where features and sequences alone would leave the device idle, time is cut into segments, which count as
