@@ -36,13 +36,14 @@ def chunks(
         valid sample.
     """
     from . import triton_chunks as kernels
+    from . import triton_turns as turns
 
     L, T = u.shape[1], into.shape[1]
     matrices = kernels.Matrices(*(m.contiguous() for m in (decay, into, out, direct)))
     x0, lengths = (None if value is None else value.contiguous() for value in (x0, lengths))
-    v = kernels.to_features(u, -(-L // T) * T, lengths, T)
+    v = turns.to_features(u, -(-L // T) * T, lengths, T)
     y, final, entering = kernels.run(v, matrices, x0, lengths, last=lengths is None)
-    return kernels.from_features(y, L, lengths), decay.new_empty(0) if final is None else final, v, entering
+    return turns.from_features(y, L, lengths), decay.new_empty(0) if final is None else final, v, entering
 
 
 @chunks.register_fake
@@ -70,15 +71,16 @@ def chunks_adjoint(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of chunks by its arguments, that by x0 of no entries without it, from those of y and of final."""
     from . import triton_chunks as kernels
+    from . import triton_turns as turns
 
     matrices = kernels.Matrices(*(m.contiguous() for m in (decay, into, out, direct)))
     grad_final, lengths = (None if value is None else value.contiguous() for value in (grad_final, lengths))
     L, T = grad_y.shape[1], into.shape[1]
-    grad = kernels.to_features(grad_y, v.shape[-1], lengths, T)
+    grad = turns.to_features(grad_y, v.shape[-1], lengths, T)
     grad_v, sums, grad_x0 = kernels.run_backward(v, matrices, entering, lengths, grad, grad_final, first=has_x0)
     grad_x0 = decay.new_empty(0) if grad_x0 is None else grad_x0
     rest = (sums.into.to(into.dtype), sums.out.to(out.dtype), sums.direct.to(direct.dtype))
-    return kernels.from_features(grad_v, L, lengths), sums.decay, *rest, grad_x0
+    return turns.from_features(grad_v, L, lengths), sums.decay, *rest, grad_x0
 
 
 @chunks_adjoint.register_fake

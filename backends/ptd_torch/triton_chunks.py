@@ -5,10 +5,9 @@ writes those that enter each chunk; all that its steps hand on is one multiplica
 chunks at once, y = u direct + x out. The gradient is the same two with transposed matrices from the other side, and
 sums of products over all chunks for the matrices.
 
-Signals are (H, R, L), time last, since a program reads whole chunks of one feature; two kernels turn signals from and
-to (R, L, H). Where features and sequences alone would leave the device idle, time is cut into segments, which count as
-further sequences: a walk that only finds the states at their ends, a scan over these, and the walk again with the
-states that enter.
+Signals are (H, R, L), time last, since a program reads whole chunks of one feature (triton_turns makes them so). Where
+features and sequences alone would leave the device idle, time is cut into segments, which count as further sequences: a
+walk that only finds the states at their ends, a scan over these, and the walk again with the states that enter.
 
 Where sequences have lengths, chunks without a valid sample are neither read nor written, in no array.
 """
@@ -216,67 +215,6 @@ def _products(
         tl.store(at + M, tl.sum(ga_im, 0), mask=k < M)
 
 
-@triton.jit
-def _to_features(
-    source, target, lengths, L, H, length, T, s_r, s_t, s_h, TIME: tl.constexpr, FEATURES: tl.constexpr
-):  # fmt: skip
-    """source (R, L, H) as target (H, R, length), zero from L on, or from its length to the end of a chunk of T."""
-    tiles = tl.cdiv(length, TIME)
-    r = (tl.program_id(0) // tiles).to(tl.int64)
-    t = (tl.program_id(0) % tiles) * TIME + tl.arange(0, TIME)
-    h = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
-    stop = L
-    if lengths is not None:
-        stop = tl.load(lengths + r).to(tl.int32)
-        until = tl.cdiv(stop, T) * T
-    else:
-        until = length
-    at = source + r * s_r + t[:, None].to(tl.int64) * s_t + h[None, :] * s_h
-    v = tl.load(at, mask=(t < stop)[:, None] & (h < H)[None, :], other=0.0)
-    at = target + r * length + h[:, None].to(tl.int64) * (tl.num_programs(0) // tiles) * length + t[None, :]
-    tl.store(at, tl.trans(v), mask=(h < H)[:, None] & (t < until)[None, :])
-
-
-@triton.jit
-def _from_features(source, target, lengths, L, H, length, TIME: tl.constexpr, FEATURES: tl.constexpr):
-    """source (H, R, length) as target (R, L, H), zero from its length on."""
-    tiles = tl.cdiv(length, TIME)
-    r = (tl.program_id(0) // tiles).to(tl.int64)
-    t = (tl.program_id(0) % tiles) * TIME + tl.arange(0, TIME)
-    h = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
-    at = source + r * length + h[:, None].to(tl.int64) * (tl.num_programs(0) // tiles) * length + t[None, :]
-    stop = L if lengths is None else tl.load(lengths + r).to(tl.int32)
-    v = tl.load(at, mask=(h < H)[:, None] & (t < stop)[None, :], other=0.0)
-    at = target + r * L * H + t[:, None].to(tl.int64) * H + h[None, :]
-    tl.store(at, tl.trans(v), mask=(t < L)[:, None] & (h < H)[None, :])
-
-
-#: Tile of the two turns, and their warps.
-TURN, TURN_WARPS = (64, 32), 4
-
-
-def to_features(u: Tensor, length: int, lengths: Tensor | None, T: int) -> Tensor:
-    """u (R, L, H), any strides, as (H, R, length), zero from L or its length on; not set in chunks beyond that."""
-    R, L, H = u.shape
-    target = u.new_empty((H, R, length))
-    grid = (R * triton.cdiv(length, TURN[0]), triton.cdiv(H, TURN[1]))
-    if target.numel():
-        _to_features[grid](
-            u, target, lengths, L, H, length, T, *u.stride(), TIME=TURN[0], FEATURES=TURN[1], num_warps=TURN_WARPS
-        )
-    return target
-
-
-def from_features(y: Tensor, L: int, lengths: Tensor | None) -> Tensor:
-    """y (H, R, length) as (R, L, H), zero from its length on."""
-    H, R, length = y.shape
-    target = y.new_empty((R, L, H))
-    grid = (R * triton.cdiv(length, TURN[0]), triton.cdiv(H, TURN[1]))
-    if target.numel():
-        _from_features[grid](y, target, lengths, L, H, length, TIME=TURN[0], FEATURES=TURN[1], num_warps=TURN_WARPS)
-    return target
-
-
 @dataclass(frozen=True)
 class Matrices:
     """The matrices of H systems over chunks, contiguous: those of ptd.chunks.ChunkSystem.
@@ -313,7 +251,7 @@ def run(
     """Outputs, final states and the states entering each chunk.
 
     Args:
-        v: (H, R, n T), from to_features.
+        v: (H, R, n T), the signals.
         matrices: the systems.
         x0: float32 (H, D, R, 2, M), the state before the first chunk of each direction; zero if None.
         lengths: integer (R,), or None; nothing is set in chunks without a valid sample.
