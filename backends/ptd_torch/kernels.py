@@ -17,6 +17,7 @@ from .cauchy import resolvent_sums
 from .diagonal import diagonal_chunks
 from .orbits import orbits
 from .per_feature_chunks import per_feature_chunks
+from .scan import kernel_path
 from .transforms import forward_mode
 from .transforms import scan as scan_planes
 from .vandermonde import vandermonde
@@ -129,7 +130,6 @@ _SHARED: dict[str, Any] = {
     "causal_convolution": causal_convolution,
     "orbits": orbits,
     "per_feature_chunks": per_feature_chunks,
-    "diagonal_chunks": diagonal_chunks,
     "activations": frozenset({"bfloat16", "float16"}),
 }
 
@@ -137,8 +137,15 @@ _SHARED: dict[str, Any] = {
 KERNELS = {
     "cpu": Kernels(
         **_SHARED,
+        # In Triton's interpreter only: what it is given costs a layer on a CPU a twentieth of its matrices.
+        diagonal_chunks=None if kernel_path(torch.device("cpu")) == "torch" else diagonal_chunks,
         fastest_form=fastest_form_on_cpu,
         chunk_length=chunk_length_on_cpu,
     ),
-    "cuda": Kernels(**_SHARED, fastest_form=by_kind(_CHUNKED | {"s4": "chunked"}), chunk_length=chunk_length_on_gpu),
+    "cuda": Kernels(
+        **_SHARED,
+        diagonal_chunks=diagonal_chunks,
+        fastest_form=by_kind(_CHUNKED | {"s4": "chunked"}),
+        chunk_length=chunk_length_on_gpu,
+    ),
 }

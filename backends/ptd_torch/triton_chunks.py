@@ -25,8 +25,8 @@ from ptd import arrays, convolution
 
 from .triton_products import dot, entries, precision
 
-#: Rows (sequences) of a walk, its warps, and how many chunks ahead it loads. This and what follows: the fastest of
-#: eight settings on an H200.
+#: Rows (sequences) of a walk, its warps, and how many chunks ahead it loads. This and the next two: the fastest of ten
+#: settings on an H200.
 ROWS, WARPS, STAGES = 16, 2, 3
 
 #: Rows (chunks) of a tile of outputs, its warps and stages, and the bytes of a row of states that it takes at a time.
@@ -44,6 +44,14 @@ ENOUGH_PROGRAMS = 256
 def _chunks_within(lengths, r, mask, T: tl.constexpr):
     """The chunks of sequence r that hold valid samples."""
     return tl.cdiv(tl.load(lengths + r, mask=mask, other=0), T).to(tl.int32)
+
+
+@triton.jit
+def _with_samples(row, live, lengths, n, T: tl.constexpr):
+    """Which chunks, numbered through sequences of n, of those that are live hold valid samples."""
+    if lengths is not None:
+        live = live & (row % n < _chunks_within(lengths, row // n, live, T))
+    return live
 
 
 @triton.jit
@@ -125,10 +133,7 @@ def _outputs(
     """y = u direct + x out over a tile of the chunks of one feature: u and y (H, chunks, T), x (H, chunks, width)."""
     h = tl.program_id(1).to(tl.int64)
     row, t = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, T)
-    live = row < chunks
-    if lengths is not None:
-        live &= row % n < _chunks_within(lengths, row // n, live, T)
-    live = live[:, None]
+    live = _with_samples(row, row < chunks, lengths, n, T)[:, None]
     rows = h * chunks + row[:, None]
     here = rows * T + t[None, :]
     # Loaded first and used last: on its way while the loop's loads are.
@@ -172,10 +177,7 @@ def _products(
     stop = tl.minimum((part + 1) * share, chunks)
     for j in range(part * share, stop, ROWS):
         row = j + tl.arange(0, ROWS)
-        live = row < stop
-        if lengths is not None:
-            live &= row % n < _chunks_within(lengths, row // n, live, T)
-        live = live[:, None]
+        live = _with_samples(row, row < stop, lengths, n, T)[:, None]
         seen = live & (k < M)[None, :]
         row = row.to(tl.int64)
         v = tl.load(u_at + row[:, None] * T, mask=live, other=0.0)

@@ -11,15 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_complex import loaded, times
+
 #: Modes that a program takes at a time, at most, and its warps; and those of the gradient's.
 BLOCK, WARPS = 16, 4
 GRADIENT_BLOCK, GRADIENT_WARPS = 4, 1
-
-
-@triton.jit
-def _times(a_re, a_im, b_re, b_im):
-    """a b of complex numbers."""
-    return a_re * b_re - a_im * b_im, a_re * b_im + a_im * b_re
 
 
 @triton.jit
@@ -28,17 +24,18 @@ def _power(a_re, a_im, t, BITS: tl.constexpr):
     p_re = tl.zeros((t.shape[0], a_re.shape[0]), tl.float32) + 1.0
     p_im = tl.zeros((t.shape[0], a_re.shape[0]), tl.float32)
     for k in tl.static_range(BITS):
-        q_re, q_im = _times(p_re, p_im, a_re[None, :], a_im[None, :])
+        q_re, q_im = times(p_re, p_im, a_re[None, :], a_im[None, :])
         taken = ((t >> k) % 2 == 1)[:, None]
         p_re, p_im = tl.where(taken, q_re, p_re), tl.where(taken, q_im, p_im)
-        a_re, a_im = _times(a_re, a_im, a_re, a_im)
+        a_re, a_im = times(a_re, a_im, a_re, a_im)
     return p_re, p_im
 
 
 @triton.jit
-def _complex(base, at, apart, mask):
-    """The numbers whose real parts lie at base + at, and their imaginary parts so far apart from them."""
-    return tl.load(base + at, mask=mask, other=0.0), tl.load(base + at + apart, mask=mask, other=0.0)
+def _row(p_re, p_im, t, which):
+    """The row of a tile (T, BLOCK) at t = which."""
+    here = (t == which)[:, None]
+    return tl.sum(tl.where(here, p_re, 0.0), 0), tl.sum(tl.where(here, p_im, 0.0), 0)
 
 
 @triton.jit
@@ -57,34 +54,31 @@ def _forward(
         some = m < M
         within = some[None, :]
         here = h * 2 * M + m
-        a_re, a_im = _complex(a, here, M, some)
-        b_re, b_im = _complex(rows, here, M, some)
+        a_re, a_im = loaded(a, here, M, some)
+        b_re, b_im = loaded(rows, here, M, some)
         p_re, p_im = _power(a_re, a_im, t, BITS)
         last_re, last_im = _power(a_re, a_im, T - 1 - t, BITS)
         for d in tl.static_range(DIRECTIONS):
-            c_re, c_im = _complex(C, (h * DIRECTIONS + d) * 2 * M + m, M, some)
-            w_re, w_im = _times(c_re, c_im, b_re, b_im)
+            c_re, c_im = loaded(C, (h * DIRECTIONS + d) * 2 * M + m, M, some)
+            w_re, w_im = times(c_re, c_im, b_re, b_im)
             lag = tl.sum(w_re[None, :] * p_re - w_im[None, :] * p_im, 1)
-            ca_re, ca_im = _times(c_re, c_im, a_re, a_im)
+            ca_re, ca_im = times(c_re, c_im, a_re, a_im)
             if d == 0:
                 forwards += lag
-                z_re, z_im = _times(last_re, last_im, b_re[None, :], b_im[None, :])
-                x_re, x_im = _times(p_re, p_im, ca_re[None, :], ca_im[None, :])
+                z_re, z_im = times(last_re, last_im, b_re[None, :], b_im[None, :])
+                x_re, x_im = times(p_re, p_im, ca_re[None, :], ca_im[None, :])
             else:
                 backwards += lag
-                z_re, z_im = _times(p_re, p_im, b_re[None, :], b_im[None, :])
-                x_re, x_im = _times(last_re, last_im, ca_re[None, :], ca_im[None, :])
+                z_re, z_im = times(p_re, p_im, b_re[None, :], b_im[None, :])
+                x_re, x_im = times(last_re, last_im, ca_re[None, :], ca_im[None, :])
             at = t[:, None] * width + d * 2 * M + m[None, :]
             tl.store(into_h + at, z_re, mask=within)
             tl.store(into_h + at + M, z_im, mask=within)
             at = (d * 2 * M + m[None, :]) * T + t[:, None]
             tl.store(out_h + at, x_re, mask=within)
             tl.store(out_h + at + M * T, -x_im, mask=within)
-        # a^T = a^(T-1) a, of the one row of the powers whose t is T - 1.
-        end = (t == T - 1)[:, None]
-        z_re, z_im = _times(
-            tl.sum(tl.where(end, p_re, 0.0), 0), tl.sum(tl.where(end, p_im, 0.0), 0), a_re, a_im
-        )  # fmt: skip
+        end_re, end_im = _row(p_re, p_im, t, T - 1)
+        z_re, z_im = times(end_re, end_im, a_re, a_im)
         tl.store(decay + here, z_re, mask=some)
         tl.store(decay + here + M, z_im, mask=some)
     now = tl.sum(tl.where(t == 0, forwards + backwards, 0.0), 0)
@@ -107,7 +101,7 @@ def _lags_gradient(grad_direct, grad_lags, grad_skip, T: tl.constexpr):
     h, lag, sample = tl.program_id(0), tl.arange(0, T)[:, None], tl.arange(0, T)[None, :]
     square = grad_direct + h * T * T + sample * T + sample
     forwards = tl.sum(tl.load(square + lag, mask=sample + lag < T, other=0.0), 1)
-    backwards = tl.sum(tl.load(square - lag, mask=(sample >= lag), other=0.0), 1)
+    backwards = tl.sum(tl.load(square - lag, mask=sample >= lag, other=0.0), 1)
     at = grad_lags + h * 2 * T + tl.arange(0, T)
     tl.store(at, forwards)
     tl.store(at + T, backwards)
@@ -133,10 +127,10 @@ def _gradient(
     some = m < M
     within = some[None, :]
     here = h * 2 * M + m
-    a_re, a_im = _complex(a, here, M, some)
-    b_re, b_im = _complex(rows, here, M, some)
+    a_re, a_im = loaded(a, here, M, some)
+    b_re, b_im = loaded(rows, here, M, some)
     p_re, p_im = _power(a_re, a_im, t, BITS)
-    # S = sum over t of (cotangent of b P_t) conj(P_t), S' that with t P_(t-1) in place of P_t, as is every other '.
+    # The derivative of P_t by a, t P_(t-1): s and k below are sums with powers, r and l the same with slopes.
     slope_re, slope_im = _power(a_re, a_im, tl.where(t > 0, t - 1, 0), BITS)
     slope_re, slope_im = slope_re * t[:, None].to(tl.float32), slope_im * t[:, None].to(tl.float32)
     gb_re = tl.zeros((BLOCK,), tl.float32)
@@ -149,39 +143,38 @@ def _gradient(
         else:
             from_end, from_start = t, T - 1 - t
         k = tl.load(lags + (h * 2 + d) * T + t)[:, None]
-        c_re, c_im = _complex(C, (h * DIRECTIONS + d) * 2 * M + m, M, some)
+        c_re, c_im = loaded(C, (h * DIRECTIONS + d) * 2 * M + m, M, some)
         # into: cotangents of b P_t
-        z_re, z_im = _complex(into_h, from_end[:, None] * width + d * 2 * M + m[None, :], M, within)
+        z_re, z_im = loaded(into_h, from_end[:, None] * width + d * 2 * M + m[None, :], M, within)
         s_re, s_im = _by_conjugate(z_re, z_im, p_re, p_im)
         r_re, r_im = _by_conjugate(z_re, z_im, slope_re, slope_im)
         # a lag: real cotangents of Re(c b P_t)
         k_re, k_im = tl.sum(k * p_re, 0), -tl.sum(k * p_im, 0)
         l_re, l_im = tl.sum(k * slope_re, 0), -tl.sum(k * slope_im, 0)
-        u_re, u_im = _times(c_re, -c_im, k_re, k_im)
+        u_re, u_im = times(c_re, -c_im, k_re, k_im)
         gb_re, gb_im = gb_re + s_re + u_re, gb_im + s_im + u_im
-        gc_re, gc_im = _times(b_re, -b_im, k_re, k_im)
-        u_re, u_im = _times(c_re, -c_im, l_re, l_im)
-        u_re, u_im = _times(b_re, -b_im, r_re + u_re, r_im + u_im)
+        gc_re, gc_im = times(b_re, -b_im, k_re, k_im)
+        u_re, u_im = times(c_re, -c_im, l_re, l_im)
+        u_re, u_im = times(b_re, -b_im, r_re + u_re, r_im + u_im)
         ga_re, ga_im = ga_re + u_re, ga_im + u_im
         # out: cotangents of c P_(t+1) = c a P_t, the imaginary part with the other sign
-        z_re, z_im = _complex(out_h, (d * 2 * M + m[None, :]) * T + from_start[:, None], M * T, within)
+        z_re, z_im = loaded(out_h, (d * 2 * M + m[None, :]) * T + from_start[:, None], M * T, within)
         z_im = -z_im
         s_re, s_im = _by_conjugate(z_re, z_im, p_re, p_im)
-        u_re, u_im = _times(a_re, -a_im, s_re, s_im)
+        u_re, u_im = times(a_re, -a_im, s_re, s_im)
         gc_re, gc_im = gc_re + u_re, gc_im + u_im
         # d a^(t+1) = a^t + a t a^(t-1)
         r_re, r_im = _by_conjugate(z_re, z_im, slope_re, slope_im)
-        u_re, u_im = _times(a_re, -a_im, r_re, r_im)
-        u_re, u_im = _times(c_re, -c_im, s_re + u_re, s_im + u_im)
+        u_re, u_im = times(a_re, -a_im, r_re, r_im)
+        u_re, u_im = times(c_re, -c_im, s_re + u_re, s_im + u_im)
         ga_re, ga_im = ga_re + u_re, ga_im + u_im
         at = (h * DIRECTIONS + d) * 2 * M + m
         tl.store(grad_C + at, gc_re, mask=some)
         tl.store(grad_C + at + M, gc_im, mask=some)
     # decay: d a^T = T a^(T-1)
-    end = (t == T - 1)[:, None]
-    e_re, e_im = tl.sum(tl.where(end, p_re, 0.0), 0), tl.sum(tl.where(end, p_im, 0.0), 0)
-    z_re, z_im = _complex(grad_decay, here, M, some)
-    u_re, u_im = _times(z_re, z_im, T * e_re, -T * e_im)
+    end_re, end_im = _row(p_re, p_im, t, T - 1)
+    z_re, z_im = loaded(grad_decay, here, M, some)
+    u_re, u_im = times(z_re, z_im, T * end_re, -T * end_im)
     tl.store(grad_a + here, ga_re + u_re, mask=some)
     tl.store(grad_a + here + M, ga_im + u_im, mask=some)
     tl.store(grad_rows + here, gb_re, mask=some)

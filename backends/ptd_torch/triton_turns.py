@@ -16,12 +16,10 @@ def _to_features(
     r = (tl.program_id(0) // tiles).to(tl.int64)
     t = (tl.program_id(0) % tiles) * TIME + tl.arange(0, TIME)
     h = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
-    stop = L
+    stop, until = L, length
     if lengths is not None:
         stop = tl.load(lengths + r).to(tl.int32)
         until = tl.cdiv(stop, T) * T
-    else:
-        until = length
     at = source + r * s_r + t[:, None].to(tl.int64) * s_t + h[None, :] * s_h
     v = tl.load(at, mask=(t < stop)[:, None] & (h < H)[None, :], other=0.0)
     at = target + r * length + h[:, None].to(tl.int64) * (tl.num_programs(0) // tiles) * length + t[None, :]

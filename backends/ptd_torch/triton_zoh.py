@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_complex import loaded, times
+
 WARPS = 1
 
 
@@ -17,8 +19,8 @@ WARPS = 1
 def _terms(Lambda, step, at, M, some):
     """z = Lambda step, e^z, phi_1(z) and its derivative, all complex."""
     s = tl.load(step).to(tl.float64)
-    l_re = tl.load(Lambda + at, mask=some, other=0.0).to(tl.float64)
-    l_im = tl.load(Lambda + at + M, mask=some, other=0.0).to(tl.float64)
+    l_re, l_im = loaded(Lambda, at, M, some)
+    l_re, l_im = l_re.to(tl.float64), l_im.to(tl.float64)
     z_re, z_im = l_re * s, l_im * s
     size = tl.exp(z_re)
     e_re, e_im = size * tl.cos(z_im), size * tl.sin(z_im)
@@ -37,7 +39,8 @@ def _terms(Lambda, step, at, M, some):
 @triton.jit
 def _over(x_re, x_im, z_re, z_im, square):
     """x / z, with square = |z|^2."""
-    return (x_re * z_re + x_im * z_im) / square, (x_im * z_re - x_re * z_im) / square
+    q_re, q_im = times(x_re, x_im, z_re, -z_im)
+    return q_re / square, q_im / square
 
 
 @triton.jit
@@ -57,16 +60,14 @@ def _gradient(Lambda, step, grad_a, grad_gain, grad_Lambda, grad_step, M, K: tl.
     h, m = tl.program_id(0), tl.arange(0, K)
     some, at = m < M, h * 2 * M + m
     s, l_re, l_im, e_re, e_im, _, _, d_re, d_im = _terms(Lambda, step + h, at, M, some)
-    x_re = tl.load(grad_a + at, mask=some, other=0.0).to(tl.float64)
-    x_im = tl.load(grad_a + at + M, mask=some, other=0.0).to(tl.float64)
-    y_re = tl.load(grad_gain + at, mask=some, other=0.0).to(tl.float64)
-    y_im = tl.load(grad_gain + at + M, mask=some, other=0.0).to(tl.float64)
-    w_re, w_im = x_re * e_re + x_im * e_im, x_im * e_re - x_re * e_im
-    v_re = y_re * e_re + y_im * e_im
-    d_re, d_im = s * d_re, s * d_im
-    g_re, g_im = w_re + y_re * d_re + y_im * d_im, w_im + y_im * d_re - y_re * d_im
-    tl.store(grad_Lambda + at, (s * g_re).to(tl.float32), mask=some)
-    tl.store(grad_Lambda + at + M, (s * g_im).to(tl.float32), mask=some)
+    x_re, x_im = loaded(grad_a, at, M, some)
+    y_re, y_im = loaded(grad_gain, at, M, some)
+    # The loaded cotangents widen in their products.
+    w_re, w_im = times(x_re, x_im, e_re, -e_im)
+    v_re, _ = times(y_re, y_im, e_re, -e_im)
+    g_re, g_im = times(y_re, y_im, s * d_re, -s * d_im)
+    tl.store(grad_Lambda + at, (s * (w_re + g_re)).to(tl.float32), mask=some)
+    tl.store(grad_Lambda + at + M, (s * (w_im + g_im)).to(tl.float32), mask=some)
     by_step = tl.where(some, w_re * l_re + w_im * l_im + v_re, 0.0)
     tl.store(grad_step + h, tl.sum(by_step, 0).to(tl.float32))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -127,22 +128,24 @@ COLUMNS = ("task", "recipe", "backend", "device", "published", "seeds", "accurac
 def rows(found: Iterable[Standing]) -> list[list[str]]:
     """The table of standings, as text; what did not run of a task is one row."""
     table: list[list[str]] = []
-    for s in found:
-        title = TASKS[s.task].title
-        if s.outcome == "not run":
-            last = table[-1] if table else []
-            if last[:1] == [title] and last[7] == "not run":
-                last[1] += f", {s.recipe}"
-            else:
-                table.append([title, s.recipe, *[""] * 5, "not run", "", s.note])
-            continue
-        spread = "" if s.spread is None else f" ± {s.spread:.2f}"
-        accuracy = "" if s.mean is None else f"{s.mean:.2f}{spread}"
-        target = "" if s.target is None else f"{s.target:.2f}"
-        seeds, hours = ", ".join(map(str, sorted(s.accuracies))), f"{s.hours:.2f}" if s.backend else ""
-        cells = [title, s.recipe, s.backend, s.device, target, seeds, accuracy, s.outcome, hours, s.note]
-        table.append(cells)
+    for (task, due), group in itertools.groupby(found, lambda s: (s.task, s.outcome == "not run")):
+        title = TASKS[task].title
+        if due:
+            waiting = list(group)
+            recipes = ", ".join(s.recipe for s in waiting)
+            table.append([title, recipes, *[""] * 5, "not run", "", waiting[0].note])
+        else:
+            table += [[title, *_cells(s)] for s in group]
     return table
+
+
+def _cells(s: Standing) -> list[str]:
+    """The row of a recipe that ran, after its task."""
+    spread = "" if s.spread is None else f" ± {s.spread:.2f}"
+    accuracy = "" if s.mean is None else f"{s.mean:.2f}{spread}"
+    target = "" if s.target is None else f"{s.target:.2f}"
+    seeds = ", ".join(map(str, sorted(s.accuracies)))
+    return [s.recipe, s.backend, s.device, target, seeds, accuracy, s.outcome, f"{s.hours:.2f}", s.note]
 
 
 def section(folder: Path) -> list[dict[str, Any]]:
