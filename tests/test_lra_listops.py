@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import listops_law
 import numpy as np
 import pytest
+from scipy.stats import chi2
 
 from ptd_conformance.lra import listops
 from ptd_conformance.lra.listops import TOKENS
 
-COUNT = 6000
+COUNT = 20_000
 
 
 @pytest.fixture(scope="module")
 def trees() -> listops.Trees:
     return listops.generate(COUNT, seed=1)
+
+
+@pytest.fixture(scope="module")
+def law() -> np.ndarray:
+    """Probability of each root operator, value and length among kept trees: (4, 10, 2000)."""
+    kept = listops_law.law()
+    kept[..., :501] = 0
+    return kept / kept.sum()
 
 
 @pytest.fixture(scope="module")
@@ -53,24 +63,27 @@ def test_trees_are_ten_deep_with_two_to_ten_arguments(each):
     assert {min(map(min, counts)), max(map(max, counts))} == {2, 10}
 
 
-def test_lengths_are_cut_at_both_ends_and_distributed_as_drawn_by_the_procedure(trees):
-    """Mean and quartiles of 5,000 trees of a plain recursive program: 1030 +- 5.6, 700, 947, 1299."""
-    assert (trees.lengths.min() > 500, trees.lengths.max() < 2000) == (True, True)
-    assert trees.lengths.mean() == pytest.approx(1030, abs=4 * np.hypot(5.6, 393 / COUNT**0.5))
-    assert np.quantile(trees.lengths, [0.25, 0.5, 0.75]) == pytest.approx([700, 947, 1299], rel=0.04)
+def test_lengths_follow_the_exact_law(trees, law):
+    """The largest distance of distribution functions (Kolmogorov and Smirnov); a false alarm in 1e5."""
+    assert (trees.lengths.min(), trees.lengths.max()) == (501, 1999)
+    found = np.bincount(trees.lengths, minlength=2000) / COUNT
+    assert np.max(np.abs(np.cumsum(found - law.sum((0, 1))))) < (np.log(2 / 1e-5) / (2 * COUNT)) ** 0.5
 
 
-def test_answers_are_distributed_as_in_the_task(trees):
-    share = np.bincount(trees.values, minlength=10) / COUNT
-    expected = [0.170, 0.091, 0.073, 0.078, 0.089, 0.090, 0.082, 0.076, 0.077, 0.174]
-    assert share == pytest.approx(expected, abs=4 * (0.17 * 0.83 / COUNT) ** 0.5)
+def test_operators_and_answers_follow_the_exact_law(trees, each, law):
+    """Chi squared of root operator and answer together, 40 cells; a false alarm in 1e5."""
+    roots = np.array([tree[0] for tree in each]) - listops.MIN
+    found = np.bincount(10 * roots + trees.values, minlength=40)
+    expected = COUNT * law.sum(2).ravel()
+    assert np.sum((found - expected) ** 2 / expected) < chi2.isf(1e-5, 39)
 
 
-def test_root_operators_are_uniform_and_decide_the_answer(trees, each):
-    roots = np.array([tree[0] for tree in each])
-    assert np.bincount(roots, minlength=14)[10:] / COUNT == pytest.approx([0.25] * 4, abs=4 * (0.1875 / COUNT) ** 0.5)
-    assert np.mean(trees.values[roots == listops.MIN] == 0) == pytest.approx(0.577, abs=0.05)
-    assert np.mean(trees.values[roots == listops.MAX] == 9) == pytest.approx(0.582, abs=0.05)
+def test_the_law_itself_gives_the_statistics_of_the_task(law):
+    """Of the task's description, from 6,000 trees: within four of their standard deviations."""
+    answers, given_root = law.sum((0, 2)), law.sum(2) / law.sum((1, 2))[:, None]
+    described = [0.170, 0.091, 0.073, 0.078, 0.089, 0.090, 0.082, 0.076, 0.077, 0.174]
+    assert np.all(np.abs(answers - described) < 4 * (answers * (1 - answers) / 6000) ** 0.5)
+    assert (given_root[0, 0], given_root[1, 9]) == pytest.approx((0.577, 0.582), abs=0.05)
 
 
 def test_no_tree_comes_twice(each):
