@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -111,3 +114,32 @@ def test_set_with_a_row_too_few_is_refused():
     learner = be.learner(model, model.initialize(np.random.default_rng(0)), ptd.Optimizer(lr=1e-2, total_steps=9), 0)
     with pytest.raises(ValueError, match=r"^targets: expected 4 rows, one per input, got 3"):
         learner.place(np.ones((4, 5, 2), np.float32), np.zeros(3, int))
+
+
+def test_modules_and_backends_survive_pickle():
+    module = ptd.backend("jax").S5(4, 8, init="legs")
+    again = pickle.loads(pickle.dumps(module))
+    u = jnp.asarray(np.random.default_rng(0).standard_normal((9, 4)), jnp.float32)
+    np.testing.assert_array_equal(again(u), module(u))
+
+
+def test_host_steps_of_step_are_checked_as_those_of_apply():
+    module = ptd.backend("jax").S5(4, 8, init="legs")
+    u_k, state = jnp.ones((2, 4)), module.initial_state((2,))
+    for bad in (-1000.0, float("nan"), [1.0, 0.0]):
+        with pytest.raises(ValueError, match=r"^step_scale: expected finite values > 0"):
+            module.step(u_k, state, step_scale=bad)
+    with pytest.raises(ValueError, match=r"^step_scale: expected a shape that broadcasts"):
+        module.step(u_k, state, step_scale=[1.0, 1.0, 1.0])
+    found = module.step(u_k, state, step_scale=[1.0, 2.0])[0]
+    np.testing.assert_allclose(found, module.step(u_k, state, step_scale=jnp.array([1.0, 2.0]))[0], rtol=1e-6)
+
+
+def test_symbolic_length_of_the_convolution_is_refused():
+    """It looped for ever: halving it never gives zero."""
+    module = ptd.backend("jax").S4(2, 4, init="legs")
+    (length,) = jax.export.symbolic_shape("l")
+    with pytest.raises(ValueError, match=r"^L: expected a length that is known, got l; an exporter"):
+        jax.export.export(jax.jit(lambda u: module(u, form="convolution")))(
+            jax.ShapeDtypeStruct((length, 2), jnp.float32)
+        )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+import ptd
 from ptd import S5, Input, Optimizer, SequenceModel, load, save
 from ptd.model import Training, moments
 
@@ -364,3 +365,14 @@ def test_C_has_a_rate_of_its_own_where_one_is_given():
 def test_rate_of_C_is_positive():
     with pytest.raises(ValueError, match=r"^C_lr: expected finite values > 0"):
         Optimizer(lr=1e-2, total_steps=10, C_lr=0.0)
+
+
+@pytest.mark.parametrize("name", ["jax", "torch", "mlx"])
+def test_a_batch_of_padding_alone_leaves_finite_leaves(name):
+    """Batch norm over no sample: its moments are of nothing."""
+    model = ptd.SequenceModel(ptd.S5(4, 4), 2, 3, 2, norm="batch")
+    leaves = model.initialize(np.random.default_rng(0), init="legs")
+    learner = ptd.backend(name).learner(model, leaves, ptd.Optimizer(lr=1e-2, total_steps=3), 0)
+    learner.step(np.ones((2, 5, 3), np.float32), np.array([0, 1]), np.zeros(2, np.int32))
+    for leaf, value in learner.parameters().items():
+        assert np.all(np.isfinite(value)), leaf

@@ -215,3 +215,20 @@ def test_refused_save_leaves_the_old_file(saved):
     with pytest.raises(ValueError, match=r"^D: expected finite values"):
         ptd.save(saved, LAYER, dense.parameters(LAYER) | {"D": np.full(2, np.nan)})
     assert saved.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        ptd.S4D(np.int64(3), np.int32(4), bidirectional=np.bool_(True)),
+        ptd.S5(4, 4, blocks=np.int64(2)),
+        ptd.S4(2, 4, rank=np.int64(1)),
+        ptd.DSS(2, 4, kernel_length=np.int64(2)),
+        ptd.SequenceModel(ptd.S5(4, 4), np.int64(1), 2, 3, dropout=np.float32(0.5)),
+    ],
+    ids=str,
+)
+def test_descriptions_of_numpy_numbers_are_saved(path, description):
+    leaves = {name: np.zeros(shape) for name, shape in description.shapes().items()}
+    ptd.save(path, description, leaves)
+    assert ptd.load(path)[0] == description

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import pickle
 import subprocess
@@ -276,7 +277,7 @@ def test_scan_refuses_what_has_no_gradient(a, drive, exclusive, message):
 
 def test_second_derivative_is_refused(params):
     slope = torch.func.grad(lambda scale: squares(params, scale * U))
-    with pytest.raises(RuntimeError, match=r"^gradients: expected a first derivative of the scan, got a second"):
+    with pytest.raises(RuntimeError, match=r"^gradients: .*of the scan under torch.func.grad, got a second"):
         torch.func.grad(slope)(torch.tensor(1.0))
 
 
@@ -340,3 +341,82 @@ def test_kernels_of_the_convolution_form_keep_their_digits_under_autocast():
         found = backend.kernels.vandermonde(w, a, 20)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+# --- second derivatives, training mode, host values ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [None, "scan", "chunked", "convolution"])
+@pytest.mark.parametrize("described", [ptd.S5(3, 4), ptd.S4D(3, 4, bidirectional=True), ptd.S4(2, 4)], ids=str)
+def test_second_derivatives_of_every_form(described, form):
+    module = be.new(type(described), dtype="float64", init="legs", **dataclasses.asdict(described))
+    u = torch.from_numpy(np.random.default_rng(1).standard_normal((2, 5, described.d_model))).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda u: module(u, form=form), (u,))
+
+
+def test_training_mode_drops_out_and_norms_by_the_batch():
+    described = ptd.SequenceModel(ptd.S5(8, 4), 1, 4, 3, norm="batch", norm_momentum=0.5, dropout=0.5)
+    module = be.module(described, described.initialize(np.random.default_rng(0), init="legs"))
+    assert not module.training
+    expected, before = module(U), module.get_buffer("blocks.0.norm.mean").clone()
+    module.train()
+    torch.manual_seed(0)
+    first, second = module(U), module(U)
+    assert (first - second).abs().max() > 1e-3  # other masks
+    first.sum().backward()
+    assert module.get_parameter("encoder.weight").grad.abs().max() > 0
+    encoded = U @ module.get_parameter("encoder.weight").T + module.get_parameter("encoder.bias")
+    moved = before + (1 - 0.5**2) * (encoded.mean((0, 1)) - before)
+    close(module.get_buffer("blocks.0.norm.mean"), moved.detach(), 1e-5)
+    module.eval()
+    module.get_buffer("blocks.0.norm.mean").copy_(before)
+    module.get_buffer("blocks.0.norm.var").copy_(torch.ones_like(before))
+    close(module(U), expected)
+
+
+def test_host_steps_are_checked_and_keep_their_digits():
+    module = be.S5(4, 8, init="legs", dtype="float64")
+    u, state = U.double(), module.initial_state((3,))
+    for bad in ([-1.0, 2.0, 1.0], np.array([1.0, np.nan, 1.0]), -2.0):
+        with pytest.raises(ValueError, match=r"^step_scale: expected finite values > 0"):
+            module.step(u[:, 0], state, step_scale=bad)
+    scales = [0.1, 0.7, 1.3]
+    found, expected = (
+        module.step(u[:, 0], state, step_scale=s)[0] for s in (scales, torch.tensor(scales, dtype=torch.float64))
+    )
+    close(found, expected, 0.0)
+
+
+def test_numbers_and_lists_of_a_call_compile():
+    module = be.S5(4, 8, init="legs")
+    for call in ({"step_scale": 0.5}, {"lengths": [9, 3, 0]}):
+        compiled = torch.compile(lambda u, call=call: module(u, **call), backend="aot_eager", fullgraph=True)
+        close(compiled(U), module(U, **call))
+    step = torch.compile(lambda u, s: module.step(u, s, step_scale=0.5)[0], backend="aot_eager", fullgraph=True)
+    state = module.initial_state((3,))
+    close(step(U[:, 0], state), module.step(U[:, 0], state, step_scale=0.5)[0])
+
+
+def test_modules_own_their_leaves(layer):
+    other = be.module(LAYER, layer.leaves())
+    twin = be.module(LAYER, {name: value.detach() for name, value in layer.named_parameters()})
+    with torch.no_grad():
+        twin.get_parameter("D").zero_()
+    torch.testing.assert_close(layer.D, other.D)
+
+
+def test_foreign_arrays_and_devices_are_named(layer):
+    with pytest.raises(ValueError, match=r"^u: expected a torch tensor, got ndarray; pass backend.asarray\(u\)"):
+        layer(U.numpy())
+    with pytest.raises(ValueError, match=r"^u_k: expected a torch tensor, got ndarray"):
+        layer.step(U[0].numpy(), layer.initial_state())
+    with pytest.raises(ValueError, match=r"^device: expected one of .*, got meta"):
+        backend.on("meta")
+    with pytest.raises(ValueError, match=r"^params: expected leaves of one dtype.*torch.float64 for C_re"):
+        be.apply(LAYER, layer.arrays() | {"C_re": layer.C_re.double()}, U)
+
+
+def test_narrow_leaves_are_refused(layer):
+    narrow = {name: value.bfloat16() for name, value in layer.arrays().items()}
+    with pytest.raises(ValueError, match=r"^params: expected leaves of float32 or wider, got torch.bfloat16"):
+        be.apply(LAYER, narrow, U.bfloat16())

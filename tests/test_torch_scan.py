@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -35,3 +36,28 @@ def test_broadcast_coefficients_have_the_gradient_of_their_copies():
         for each in (shared, shared.contiguous())
     )
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("start", [True, False], ids=["state", "rest"])
+@pytest.mark.parametrize(
+    ("directions", "exclusive", "a"),
+    [
+        (1, False, (2, 2)),
+        (1, False, (3, 2, 2)),
+        (1, False, (3, 5, 2, 2)),
+        (1, True, (2, 2)),
+        (2, True, (2, 2)),
+        (2, True, (3, 2, 2)),
+    ],
+)
+def test_second_derivatives_of_the_recurrence(directions, exclusive, a, start):
+    """Of shared coefficients, of some for each row and for each step, against finite differences."""
+    random = torch.Generator().manual_seed(0)
+    shapes = [a, (3, 5, directions, 2, 2), *([(3, directions, 2, 2)] if start else [])]
+    values = [0.6 * torch.randn(shape, dtype=torch.float64, generator=random) for shape in shapes]
+    count = 2 if exclusive else 1  # without exclusive there is no final state
+
+    def run(a, drive, x0=None):
+        return scan(a, drive, x0, exclusive)[:count]
+
+    assert torch.autograd.gradgradcheck(run, [value.requires_grad_() for value in values])

@@ -65,6 +65,9 @@ class JaxBackend(PortableBackend):
         self.recurrence = recurrence or usual.recurrence
         self.kernels = table(self.platform, self.recurrence, chunk)
 
+    def __reduce__(self) -> tuple:
+        return functools.partial(JaxBackend, self.platform, self._forced, chunk=self.chunk), ()
+
     @functools.cached_property
     def training(self) -> JaxBackend:
         """This backend with the recurrence that is fastest where first gradients are all that is asked for."""
@@ -116,7 +119,9 @@ class JaxBackend(PortableBackend):
         return lacking(self.kernels.chunk_length(layer, L), layer.modes, dtype, device_limit())
 
     def step(self, layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, **call: Any) -> Any:
-        return _step(layer, params, u_k, state, **call)
+        if call:
+            layer.check_step(params, u_k, state, **call)  # while host values still are
+        return _step(layer, params, u_k, state, **_as_arrays(call))
 
     def gradients(self, function: Callable[..., Array], arguments: dict[str, Array]) -> dict[str, Array]:
         gradient = jax.grad(lambda arguments: function(**arguments))

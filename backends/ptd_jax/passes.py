@@ -134,6 +134,7 @@ def _normalized_backward(kept: tuple, g: Array) -> tuple:
     n = math.prod(x.shape[:-1]) if valid is None else jnp.sum(valid, dtype=scale.dtype)
     own = jnp.sum(wide, axis=axes), jnp.sum(wide * d, axis=axes)
     total, along, n = placement.total((*own, n))
+    n = jnp.maximum(n, 1)  # as ptd.model.moments has it
     factor = scale * r
     shift = _once(factor * total / n)
     slope = _once(jnp.where(var > 0.0, factor * r * r * along / n, 0.0))

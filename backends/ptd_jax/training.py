@@ -19,7 +19,7 @@ from ptd.arrays import Array
 from ptd.contract import Backend
 from ptd.model import SequenceModel, Training, is_statistic
 from ptd.optimization import Group, Optimizer
-from ptd.whole_sets import Placed, as_set, batches, check_rows, check_targets
+from ptd.whole_sets import Placed, as_set, batches, check_rows, check_targets, checked_rows
 
 from .dropout import dropout, step_key
 from .passes import training_block
@@ -113,7 +113,7 @@ class JaxLearner:
     ):
         # copies: the compiled loop reuses the memory of the state it is given
         leaves = {name: jnp.array(value, "float32") for name, value in params.items()}
-        self._placement = placement
+        self._model, self._placement = model, placement
         self._programs = _programs(backend, model, optimizer, activations, self._placement)
         state = State(leaves, self._programs.transform.init(_trained(leaves)), jnp.zeros((), jnp.int32))
         self._state = self._placement.whole(state)
@@ -123,6 +123,7 @@ class JaxLearner:
         """One optimiser step; the loss before it, as a 0-d array."""
         if self._placement.mesh is not None:
             check_rows(inputs, targets, lengths)  # before each is split by its own length
+        self._model.check_samples(inputs, targets, lengths)
         batch = self._placement.whole(Placed(inputs, targets, lengths))
         with self._placement.context():
             self._state, value = self._programs.step(self._state, self._key, batch)
@@ -141,12 +142,12 @@ class JaxLearner:
         return {name: np.array(value) for name, value in self._state.leaves.items()}
 
     def place(self, inputs: NDArray, targets: NDArray, lengths: NDArray | None = None) -> Placed:
-        return self._placement.whole(Placed(*as_set(inputs, targets, lengths)))
+        return self._placement.whole(Placed(*as_set(self._model, inputs, targets, lengths)))
 
     def train(self, placed: Placed, order: NDArray[np.integer]) -> NDArray[np.float32]:
-        losses = []
+        losses, order = [], checked_rows("order", order, placed)
         for start in range(0, len(order), CHUNK):
-            chunk = np.asarray(order[start : start + CHUNK], np.int32)
+            chunk = order[start : start + CHUNK]
             filled = np.concatenate([chunk, np.zeros((CHUNK - len(chunk), *chunk.shape[1:]), np.int32)])
             with self._placement.context():
                 self._state, values = self._programs.run(self._state, self._key, placed, filled, np.int32(len(chunk)))
@@ -154,8 +155,9 @@ class JaxLearner:
         return np.concatenate([np.asarray(part) for part in losses]) if losses else np.zeros(0, np.float32)
 
     def evaluate(self, placed: Placed, indices: NDArray[np.integer], batch: int) -> NDArray[np.float32]:
+        pieces = batches(checked_rows("indices", indices, placed), batch)
         with self._placement.context():
-            parts = [self._programs.rows(self._state.leaves, placed, index) for index in batches(indices, batch)]
+            parts = [self._programs.rows(self._state.leaves, placed, index) for index in pieces]
         return np.concatenate([np.asarray(part) for part in parts])[: len(indices)]
 
     def snapshot(self) -> dict[str, NDArray]:

@@ -46,6 +46,18 @@ class MlxBackend(PortableBackend):
         array = namespace.asarray(host)
         return array if dtype is None else array.astype(mx.float32)
 
+    def apply(self, layer: Layer, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
+        _check_array("u", u)
+        return super().apply(layer, params, u, **call)
+
+    def apply_model(self, model: SequenceModel, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
+        _check_array("u", u)
+        return super().apply_model(model, params, u, **call)
+
+    def step(self, layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, **call: Any) -> Any:
+        _check_array("u_k", u_k)
+        return super().step(layer, params, u_k, state, **call)
+
     def gradients(self, function: Callable[..., Array], arguments: dict[str, Array]) -> dict[str, Array]:
         return mx.grad(lambda arguments: function(**arguments))(arguments)
 
@@ -73,6 +85,11 @@ class MlxBackend(PortableBackend):
         checks.one_device(self.name, devices)
         self.check_learner(model, params, activations)
         return MlxLearner(self, model, params, optimizer, seed)
+
+
+def _check_array(argument: str, value: Any) -> None:
+    if not isinstance(value, mx.array):
+        raise checks.fail(argument, "an mlx array", type(value).__name__, f"pass backend.asarray({argument})")
 
 
 backend = MlxBackend()

@@ -21,7 +21,7 @@ from ptd.arrays import Array
 from ptd.contract import Backend
 from ptd.model import SequenceModel, Training, is_statistic
 from ptd.optimization import Group, Optimizer
-from ptd.whole_sets import Placed, as_set, batches, check_targets
+from ptd.whole_sets import Placed, as_set, batches, check_targets, checked_rows
 
 
 class MlxLearner:
@@ -35,7 +35,7 @@ class MlxLearner:
         optimizer: Optimizer,
         seed: int,
     ):
-        self._seed = seed
+        self._model, self._seed = model, seed
         leaves = {name: backend.asarray(value, "float32") for name, value in params.items()}
         groups = _groups(optimizer, list(leaves))
         for names, rule in groups:
@@ -83,14 +83,16 @@ class MlxLearner:
         return {name: np.array(value) for name, value in self._state["leaves"].items()}
 
     def place(self, inputs: NDArray, targets: NDArray, lengths: NDArray | None = None) -> Placed:
-        return Placed(*(None if part is None else _array(part) for part in as_set(inputs, targets, lengths)))
+        host = as_set(self._model, inputs, targets, lengths)
+        return Placed(*(None if part is None else _array(part) for part in host))
 
     def train(self, placed: Placed, order: NDArray[np.integer]) -> NDArray[np.float32]:
-        losses = [self._advance(placed.rows(mx.array(np.asarray(index, np.int32)))) for index in order]
+        losses = [self._advance(placed.rows(mx.array(index))) for index in checked_rows("order", order, placed)]
         return np.array([float(loss) for loss in losses], np.float32)
 
     def evaluate(self, placed: Placed, indices: NDArray[np.integer], batch: int) -> NDArray[np.float32]:
-        rows = (placed.rows(mx.array(np.asarray(index, np.int32))) for index in batches(indices, batch))
+        pieces = batches(checked_rows("indices", indices, placed), batch)
+        rows = (placed.rows(mx.array(index)) for index in pieces)
         parts = [np.array(self._outputs(self._state["leaves"], part)) for part in rows]
         return np.concatenate(parts)[: len(indices)]
 
@@ -111,7 +113,7 @@ class MlxLearner:
 
     def _advance(self, batch: Placed) -> Array:
         # The key is made here, of numbers: what a step draws depends on the seed and on the steps done, nothing else.
-        key = mx.random.key(self._seed * 2**32 + self._steps)
+        key = mx.random.key((self._seed * 2**32 + self._steps) % 2**64)
         given = batch if batch.lengths is not None else batch[:2]
         self._state, value = self._step(self._state, key, *given)
         mx.async_eval(self._state, value)

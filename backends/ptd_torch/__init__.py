@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptd import arrays, checks
+from ptd.kernels import Kernels
 from ptd.layers import Layer
 from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
@@ -51,7 +52,7 @@ class TorchBackend(PortableBackend):
 
     def __init__(self, device: str | None = None):
         self.torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.kernels = KERNELS[self.torch_device.type]
+        self.kernels = _kernels_of(self.torch_device)
 
     def on(self, device: str) -> TorchBackend:
         """This backend on another device, "cpu" or "cuda:1"."""
@@ -93,13 +94,15 @@ class TorchBackend(PortableBackend):
 
         On a GPU so are the kernels of form "convolution" in float32, and those of form "chunked" but for S5's. In
         forward mode, and under torch.func where they have no rule, core's definitions run; named kernels are refused.
-        What torch compiles or exports takes no form by size: there S4D and DSS run in chunks.
+        What torch compiles or exports takes no form by size: there S4D and DSS run in chunks. An exporter may leave the
+        batch open, but not L.
         """
+        _check_tensor("u", u)
         for name in fused:
             checks.choice("fused", name, PARTS)
         if fused and not plain():
             raise checks.fail("fused", "no kernels by name under torch.func or in forward mode", sorted(fused))
-        kernels = KERNELS[u.device.type] if isinstance(u, Tensor) else self.kernels
+        kernels = _kernels_of(u.device)
         if torch.compiler.is_compiling():  # a comparison would bind sizes that an exporter leaves open
             of = kernels.fastest_form
             kernels = dataclasses.replace(kernels, fastest_form=lambda layer, size: of(layer, None))
@@ -113,7 +116,14 @@ class TorchBackend(PortableBackend):
         layer.check_call(params, u, activations=kernels.activations, **call)  # while host values still are
         return layer.apply(params, _autocast(u), kernels=kernels, **_as_tensors(call, u))
 
+    def apply_model(self, model: SequenceModel, params: Mapping[str, Tensor], u: Tensor, **call: Any) -> Any:
+        _check_tensor("u", u)
+        return super().apply_model(model, params, u, **call)
+
     def step(self, layer: Layer, params: Mapping[str, Tensor], u_k: Tensor, state: Tensor, **call: Any) -> Any:
+        _check_tensor("u_k", u_k)
+        if call:
+            layer.check_step(params, u_k, state, **call)  # while host values still are
         return layer.step(params, u_k, state, **_as_tensors(call, u_k))
 
     def gradients(self, function: Callable[..., Tensor], arguments: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -131,7 +141,7 @@ class TorchBackend(PortableBackend):
         from .modules import Module
 
         description.check(params)
-        return Module(self, description, {name: self.asarray(value, dtype) for name, value in params.items()})
+        return Module(self, description, {name: self.asarray(value, dtype).clone() for name, value in params.items()})
 
     def stepper(self, module: Any, batch: tuple[int, ...] = ()) -> Any:
         """A module in step mode that keeps its states, on a GPU as one CUDA graph; see ptd_torch.stepping.Stepper."""
@@ -159,18 +169,29 @@ class TorchBackend(PortableBackend):
 
 
 def _as_tensors(call: dict[str, Any], u: Any) -> dict[str, Any]:
-    """Host values of the call as tensors beside u; numbers stay."""
-    if not isinstance(u, Tensor):
-        return call
+    """Host values of the call as tensors beside u, in the precision that NumPy gives them; numbers stay."""
     return {
-        name: torch.as_tensor(value, device=u.device) if isinstance(value, (list, tuple, np.ndarray)) else value
+        name: torch.as_tensor(np.asarray(value), device=u.device)
+        if isinstance(value, (list, tuple, np.ndarray))
+        else value
         for name, value in call.items()
     }
 
 
-def _autocast(u: Any) -> Any:
+def _check_tensor(argument: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise checks.fail(argument, "a torch tensor", type(value).__name__, f"pass backend.asarray({argument})")
+
+
+def _kernels_of(device: torch.device) -> Kernels:
+    if device.type not in KERNELS:
+        raise checks.fail("device", "one of " + ", ".join(KERNELS), device.type, "move the parameters and u")
+    return KERNELS[device.type]
+
+
+def _autocast(u: Tensor) -> Tensor:
     """u in the dtype of an active autocast."""
-    if not isinstance(u, Tensor) or not u.is_floating_point() or u.dtype == torch.float64:
+    if not u.is_floating_point() or u.dtype == torch.float64:
         return u
     kind = u.device.type
     return u.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else u

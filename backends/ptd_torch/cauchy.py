@@ -11,7 +11,8 @@ from torch import Tensor
 from ptd import convolution
 from ptd.arrays import Array
 
-from .vandermonde import applies, refuse_second
+from .derivatives import refuse_second
+from .vandermonde import applies
 
 
 @torch.library.custom_op("ptd::cauchy", mutates_args=())
@@ -50,7 +51,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
 
 
 sums_over_poles.register_autograd(_backward, setup_context=_setup_context)
-adjoint.register_autograd(refuse_second)
+adjoint.register_autograd(refuse_second("form='convolution' in float32 on a GPU"))
 
 
 @sums_over_poles.register_vmap

@@ -11,6 +11,7 @@ from torch import Tensor
 from ptd.arrays import Array, as_planes
 from ptd.chunks import ChunkSystem
 
+from .derivatives import refuse_second
 from .from_rest import drive_gradient, states_from_rest
 from .scan import kernel_path
 
@@ -93,6 +94,7 @@ def _backward(ctx: Any, dy: Tensor | None, _: Any) -> tuple:
 
 
 chunked.register_autograd(_backward, setup_context=_setup_context)
+chunked_adjoint.register_autograd(refuse_second("form='chunked' on a GPU"))
 
 
 def sum_of_products(u: Tensor, weight: Tensor, v: Tensor, other: Tensor) -> Tensor:

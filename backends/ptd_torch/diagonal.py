@@ -10,6 +10,7 @@ from torch import Tensor
 from ptd.arrays import Array, as_planes, from_planes
 from ptd.chunks import ChunkSystem
 
+from .derivatives import refuse_second
 from .scan import kernel_path
 from .transforms import plain
 
@@ -50,6 +51,7 @@ def _setup_zoh(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 zoh.register_autograd(lambda ctx, *grads: zoh_adjoint(*ctx.saved_tensors, *grads), setup_context=_setup_zoh)
+zoh_adjoint.register_autograd(refuse_second("form='chunked' on a GPU"))
 
 
 @torch.library.custom_op("ptd::diagonal_matrices", mutates_args=())
@@ -112,6 +114,7 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple:
 
 
 matrices.register_autograd(_backward, setup_context=_setup_context)
+adjoint.register_autograd(refuse_second("form='chunked' on a GPU"))
 
 
 def diagonal_chunks(

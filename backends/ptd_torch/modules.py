@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ptd import checks
 from ptd.contract import Backend
 from ptd.layers import Layer
-from ptd.model import SequenceModel, is_statistic
+from ptd.model import SequenceModel, Training, is_statistic
 from ptd.module import ModuleMethods
 from ptd.optimization import Optimizer
 
@@ -40,13 +40,15 @@ class Leaves(nn.Module):
 class Module(Leaves, ModuleMethods):
     """A layer or model with its parameters; calls, steps and exchanges leaves as the contract says.
 
-    Parameters stay float32 or float64; for narrower activations run it under torch.autocast.
+    Parameters stay float32 or float64; for narrower activations run it under torch.autocast. It starts in evaluation
+    mode; in that of train() a model drops out, norms by its batches and keeps their running moments in its buffers.
     """
 
     def __init__(self, backend: Backend, description: Layer | SequenceModel, leaves: dict[str, Tensor]):
         super().__init__()
         self.backend, self.description = backend, description
         self.own(leaves)
+        self.eval()
 
     @property
     def kernel_path(self) -> str:
@@ -55,7 +57,14 @@ class Module(Leaves, ModuleMethods):
 
         return kernel_path(next(self.parameters()).device)
 
-    forward = ModuleMethods.run
+    def forward(self, u: Tensor, **call: Any) -> Any:
+        """The output on whole sequences; arguments as Layer.apply or SequenceModel.apply."""
+        if not self.training or isinstance(self.description, Layer) or "training" in call:
+            return self.run(u, **call)
+        y, statistics = self.run(u, training=Training(_dropout), **call)
+        for name, value in statistics.items():
+            self.get_buffer(name).copy_(value.detach())
+        return y
 
     def arrays(self) -> dict[str, Tensor]:
         """The leaves by name."""
@@ -71,6 +80,12 @@ class Module(Leaves, ModuleMethods):
             remedy = "keep the parameters and run under torch.autocast: eigenvalues near 1 need their digits"
             raise checks.fail("dtype", "float32 or float64 parameters", dtype, remedy)
         return super()._apply(fn, recurse)
+
+
+def _dropout(x: Tensor, rate: float, over_time: bool) -> Tensor:
+    """Dropout from torch's own generator; over_time ties a mask over time."""
+    like = x[..., :1, :] if over_time else x
+    return x * nn.functional.dropout(torch.ones_like(like), rate)
 
 
 def param_groups(module: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ptd import chunks
 
+from .derivatives import refuse_second
 from .transforms import folded
 from .vandermonde import applies
 
@@ -67,6 +68,7 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple:
 
 
 operator.register_autograd(_backward, setup_context=_setup_context)
+adjoint.register_autograd(refuse_second("form='chunked' on a GPU"))
 
 
 @operator.register_vmap

@@ -11,6 +11,7 @@ from torch import Tensor
 from ptd.arrays import Array, as_planes
 from ptd.chunks import ChunkSystem
 
+from .derivatives import refuse_second
 from .scan import kernel_path
 from .transforms import plain
 
@@ -122,6 +123,7 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None, *_: An
 
 
 chunks.register_autograd(_backward, setup_context=_setup_context)
+chunks_adjoint.register_autograd(refuse_second("form='chunked' on a GPU"))
 
 
 def per_feature_chunks(

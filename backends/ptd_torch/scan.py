@@ -94,6 +94,8 @@ def backward(
 ) -> tuple:
     """The gradient of scan by its arguments; adjoint runs scan_adjoint."""
     a, x, x0 = ctx.saved_tensors
+    if torch.is_grad_enabled() and adjoint is scan_adjoint:  # this gradient will be differentiated
+        adjoint = adjoint_by_scans
     drive, grad_a, grad_x0 = adjoint(a, x, grad.to(x.dtype), grad_final, ctx.exclusive)
     if x0 is not None:
         first = _times_conj(drive[:, 0].to(a.dtype), x0.to(a.dtype))
@@ -105,6 +107,26 @@ def backward(
 
 
 scan.register_autograd(backward, setup_context=setup_context)
+
+
+def adjoint_by_scans(
+    a: Tensor, states: Tensor, grad: Tensor, grad_final: Tensor, exclusive: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What scan_adjoint computes, by scans in the other direction and products: it has every derivative."""
+    backwards = 2 if states.shape[2] == 2 else 1  # two directions change places, one is turned in time
+    conjugate = a * a.new_tensor([[1.0], [-1.0]])
+    if exclusive:
+        drive, final = scan(conjugate, grad.flip(backwards), grad_final.flip(1), True)
+        drive, final, before = drive.flip(backwards), final.flip(1), states
+    else:
+        if a.ndim == 4:  # the adjoint at k is driven through the coefficient of step k + 1
+            conjugate = torch.cat([conjugate[:, 1:], torch.zeros_like(conjugate[:, :1])], dim=1).flip(1)
+        drive = scan(conjugate, grad.flip(1), None, False)[0].flip(1)
+        first = a[:, 0] if a.ndim == 4 else _per_row(a, len(drive))
+        final = _times_conj(drive[:, 0].to(a.dtype), first[:, None])
+        before = _delayed(states[:, :, 0], False)[:, :, None]
+    grad_a = _times_conj(drive.to(a.dtype), before.to(a.dtype))
+    return drive, grad_a[:, :, 0] if a.ndim == 4 else grad_a.sum(1), final
 
 
 def _per_row(a: Tensor, rows: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ptd.arrays import Array, as_planes
 
 from .chunked import NARROW, inner_last
+from .derivatives import refuse_second
 from .from_rest import drive_gradient, states_from_rest
 from .scan import kernel_path
 
@@ -115,6 +116,7 @@ def _backward(ctx: Any, dy: Tensor | None, _: Any) -> tuple:
 
 
 states_form.register_autograd(_backward, setup_context=_setup_context)
+states_form_adjoint.register_autograd(refuse_second("form='chunked' on a GPU"))
 
 
 # --- products ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from ptd import checks
 from ptd.contract import Backend
 from ptd.model import SequenceModel, Training
 from ptd.optimization import Optimizer
-from ptd.whole_sets import Placed, as_set, batches
+from ptd.whole_sets import Placed, as_set, batches, checked_rows
 
 from .adamw import AdamW
 from .compilation import compiled as compile_once
@@ -89,12 +89,12 @@ class TorchLearner:
 
     def place(self, inputs: Any, targets: Any, lengths: Any = None) -> Placed:
         """See ptd.contract.Learner."""
-        host = as_set(inputs, targets, lengths)
+        host = as_set(self._model, inputs, targets, lengths)
         return Placed(*(None if part is None else self._tensor(part) for part in host))
 
     def train(self, placed: Placed, order: NDArray[np.integer]) -> NDArray[np.float32]:
         """See ptd.contract.Learner."""
-        rows = torch.as_tensor(np.asarray(order, np.int64), device=self._device)
+        rows = torch.as_tensor(checked_rows("order", order, placed), device=self._device).long()
         losses = torch.zeros(len(rows), device=self._device)
         for k, index in enumerate(rows):
             losses[k] = self._replay(placed, index) if self._on_gpu and self._compiled else self._indexed(placed, index)
@@ -104,7 +104,7 @@ class TorchLearner:
         """See ptd.contract.Learner."""
         outputs = []
         with torch.no_grad():
-            for index in batches(indices, batch):
+            for index in batches(checked_rows("indices", indices, placed), batch):
                 rows = placed.rows(torch.as_tensor(index, device=self._device))
                 outputs.append(self._outputs_of(rows.inputs, rows.lengths, None))
         return torch.cat(outputs)[: len(indices)].cpu().numpy()

@@ -75,7 +75,10 @@ class _Adjoint(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
-        raise RuntimeError("gradients: expected a first derivative of the scan, got a second, which it does not have")
+        raise RuntimeError(
+            "gradients: expected a first derivative of the scan under torch.func.grad, got a second, which it does not "
+            "have there; use torch.func.hessian, torch.autograd.grad with create_graph, or form='convolution'"
+        )
 
     @staticmethod
     def vmap(

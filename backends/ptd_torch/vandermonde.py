@@ -11,6 +11,7 @@ from torch import Tensor
 from ptd import convolution
 from ptd.arrays import Array, as_planes, imag, real
 
+from .derivatives import refuse_second
 from .scan import kernel_path
 from .transforms import plain_or_vmap
 
@@ -55,14 +56,6 @@ def _(grad: Tensor, weights: Tensor, Lambda_bar: Tensor) -> tuple[Tensor, Tensor
     return weights.new_empty(weights.shape), Lambda_bar.new_empty(Lambda_bar.shape)
 
 
-def refuse_second(ctx: Any, *grads: Any) -> Any:
-    """The gradient of a gradient: there is none."""
-    raise RuntimeError(
-        "gradients: expected a first derivative of form='convolution' in float32 on a GPU, got a second, which its "
-        "kernels do not have; use float64 or form='scan'"
-    )
-
-
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     weights, Lambda_bar, _ = inputs
     ctx.save_for_backward(weights, Lambda_bar)
@@ -73,7 +66,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
 
 
 sums_of_powers.register_autograd(_backward, setup_context=_setup_context)
-adjoint.register_autograd(refuse_second)
+adjoint.register_autograd(refuse_second("form='convolution' in float32 on a GPU"))
 
 
 @sums_of_powers.register_vmap

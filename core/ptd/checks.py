@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -59,6 +61,15 @@ def shapes(owner: str, params: Any, expected: dict[str, tuple[int, ...]]) -> Non
         shape(name, params[name], shape_, f"a leaf of {owner}")
 
 
+def one_dtype(params: Any, dtype: Any) -> None:
+    """Raise unless all leaves have a dtype, and one not narrower than float32: eigenvalues near 1 need its digits."""
+    if name_of(dtype) in ("float16", "bfloat16"):
+        raise fail("params", "leaves of float32 or wider", dtype, "narrower activations are a learner's or autocast's")
+    for name, leaf in params.items():
+        if leaf.dtype != dtype:
+            raise fail("params", f"leaves of one dtype, {dtype} as log_step", f"{leaf.dtype} for {name}", "cast it")
+
+
 def leaves(owner: str, params: Any, expected: dict[str, tuple[int, ...]]) -> None:
     """Raise unless the host arrays in params have the expected names and shapes and are real and finite."""
     shapes(owner, params, expected)
@@ -74,6 +85,13 @@ def broadcasts(argument: str, array: Any, expected: tuple[int, ...], meaning: st
     own = tuple(np.shape(array))
     if len(own) > len(expected) or any(a not in (1, b) for a, b in zip(own[::-1], expected[::-1], strict=False)):
         raise fail(argument, f"a shape that broadcasts to {expected}, {meaning}", own)
+
+
+def plain_fields(description: Any) -> None:
+    """Make NumPy's numbers in a frozen dataclass Python's own: they are stored as JSON, and compared."""
+    for field in dataclasses.fields(description):
+        if isinstance(value := getattr(description, field.name), np.generic):
+            object.__setattr__(description, field.name, value.item())
 
 
 def boolean(argument: str, value: Any) -> None:
@@ -101,8 +119,9 @@ def name_of(dtype: Any) -> str:
 
 def flags(argument: str, value: Any) -> None:
     """Raise unless value is of boolean dtype."""
-    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
-    if "bool" not in str(dtype):
+    host = on_host(value)
+    dtype = value.dtype if host is None else host.dtype
+    if "bool" not in str(dtype) and (host is None or host.size):  # an empty list has a dtype that nobody chose
         raise fail(argument, "boolean flags", f"dtype {dtype}", "pass one flag per sample, not indices")
 
 
@@ -119,24 +138,37 @@ def on_host(value: Any) -> np.ndarray | None:
 
 def lengths(value: Any, L: int) -> None:
     """Raise unless host lengths are integers in 0 ... L."""
+    if isinstance(value, (list, tuple)) and all(type(one) is int and 0 <= one <= L for one in value):
+        return  # without NumPy, which torch.compile would trace
     if (host := on_host(value)) is None:
+        if not is_integral(value):
+            raise fail("lengths", "integers", f"dtype {value.dtype}", "cast them")
         return
-    if host.dtype.kind not in "iu":
+    if host.size and host.dtype.kind not in "iu":
         raise fail("lengths", "integers", f"dtype {host.dtype}")
     if host.size and (host.min() < 0 or host.max() > L):
         raise fail("lengths", f"values in 0..{L}, the length of u", int(host.max() if host.max() > L else host.min()))
 
 
-def tokens(argument: str, value: Any, size: int) -> None:
-    """Raise unless host tokens are in 0 ... size - 1: a negative one would silently count from the end."""
+def is_integral(value: Any) -> bool:
+    """Whether a host value or a framework's array is of an integer dtype."""
+    return "int" in str(value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype)
+
+
+def numbers_below(argument: str, value: Any, size: int, what: str, origin: str) -> None:
+    """Raise unless host integers, called what, are in 0 ... size - 1, size being origin's: some read past an end."""
     host = on_host(value)
-    if host is not None and host.size and (host.min() < 0 or host.max() >= size):
-        bad = host.min() if host.min() < 0 else host.max()
-        raise fail(argument, f"tokens in 0..{size - 1} from d_input", int(bad))
+    if host is None or not host.size or (host.dtype.kind == "u" and np.iinfo(host.dtype).max < size):
+        return
+    low, high = host.min(), host.max()
+    if low < 0 or high >= size:
+        raise fail(argument, f"{what} in 0..{size - 1} from {origin}", int(low if low < 0 else high))
 
 
 def positive(argument: str, value: Any, remedy: str = "") -> None:
     """Raise unless host values are real, finite and > 0."""
+    if type(value) in (int, float) and math.isfinite(value) and value > 0:
+        return  # without NumPy, which torch.compile would trace
     if (host := on_host(value)) is None:
         return
     if host.dtype.kind not in "iuf":

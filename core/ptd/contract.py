@@ -36,8 +36,15 @@ class Unsupported(NotImplementedError):
 class Learner(Protocol):
     """A model in training. Holds parameters and optimiser state; batches are host or framework arrays."""
 
-    def step(self, inputs: Array, targets: Array, lengths: Array | None = None) -> float:
-        """One optimiser step; the mean loss before it: cross entropy for integer targets, else squared error."""
+    def step(self, inputs: Array, targets: Array, lengths: Array | None = None) -> Any:
+        """One optimiser step; the mean loss before it: cross entropy for integer targets, else squared error.
+
+        Returns:
+            A number, or a framework's array of one, which float waits for.
+
+        Raises:
+            ValueError: shapes, or host values of tokens, classes or lengths, do not fit; nothing is trained on.
+        """
 
     def outputs(
         self, inputs: Array, lengths: Array | None = None, layer_noise: list[Array] | None = None

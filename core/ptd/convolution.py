@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+from . import checks
 from .arrays import (
     Array,
     arange,
@@ -166,7 +167,8 @@ def cauchy(
 
     At the L roots of unity z = exp(-2ih), h = pi l / L, with S(h) = step/(2i sin h - step cos h Lambda) and
     C~ = C (I - A_bar^L):   K^ = exp(ih) [C~ S B - cos h C~ S P (I + cos h P^* S P)^{-1} P^* S B];   K = ifft(K^).
-    The half-angle form is S4's multiplied out: nothing is singular at z = -1 and nothing cancels at z = 1.
+    The half-angle form is S4's multiplied out: nothing is singular at z = -1. At z = 1 the correction cancels
+    what S has of a mode that hardly decays, as one of HiPPO-FouT: in float32 its kernels keep three to four digits.
 
     Args:
         transition: the discretised A_bar, (H, N) and (H, N, r); its conj_sym is that of all arguments.
@@ -216,6 +218,8 @@ def _after(transition: LowRankTransition, C: Array, L: int) -> Array:
 
 def matrix_power(A: Array, L: int) -> Array:
     """A^L for (..., N, N) by repeated squaring, L >= 1."""
+    if not isinstance(L, int):
+        raise checks.fail("L", "a length that is known", L, "an exporter may leave the batch open, but not L")
     result = None
     while True:
         if L % 2:

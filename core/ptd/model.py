@@ -88,6 +88,7 @@ class SequenceModel:
     pair: bool = False
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         for name in ("n_layers", "d_input", "d_output"):
             checks.positive_integer(name, getattr(self, name))
         checks.instance("layer", self.layer, Layer, "a layer, as S5(d_model=64, d_state=64)")
@@ -331,6 +332,23 @@ class SequenceModel:
             x = x if self.prenorm else self._norm(block, x, None, None, {})
         return _linear(_Scope(params, ""), "decoder", x[..., 0, :]), new
 
+    def check_samples(self, inputs: Array, targets: Array, lengths: Any = None) -> None:
+        """Raise ValueError where host values are none of this model's: tokens, class numbers, valid lengths.
+
+        Args:
+            inputs: samples (N, ...) as a learner's place takes them.
+            targets: class numbers or real targets.
+            lengths: valid lengths, or None.
+        """
+        whole = checks.is_integral(inputs)
+        if self.encoder == "embedding":
+            checks.numbers_below("inputs", inputs, self.d_input, "tokens", "d_input")
+        if checks.is_integral(targets):
+            checks.numbers_below("targets", targets, self.d_output, "class numbers", "d_output")
+        one_axis = self.encoder == "embedding" or (whole and self.d_input == 1)
+        if lengths is not None and len(np.shape(inputs)) > 1:
+            checks.lengths(lengths, np.shape(inputs)[-1 if one_axis else -2])
+
     # --- parts -------------------------------------------------------------------------------------------------
 
     @property
@@ -360,7 +378,7 @@ class SequenceModel:
         if self.encoder == "embedding":
             if not namespace(params["encoder.weight"]).isdtype(u.dtype, "integral"):
                 raise checks.fail("u", "integer tokens", f"dtype {u.dtype}", "use encoder='linear' for real inputs")
-            checks.tokens("u", u, self.d_input)
+            checks.numbers_below("u", u, self.d_input, "tokens", "d_input")
         elif u.dtype != dtype:
             raise checks.fail("u", f"dtype {dtype} from the parameters", u.dtype, "cast one of them")
 
@@ -516,6 +534,8 @@ def moments(
     d = sequences.mask(x - near, lengths)
     count = math.prod(x.shape[:-1]) if lengths is None else xp.astype(xp.sum(lengths), x.dtype)
     along, squares, count = total((xp.sum(d, axis=axes), xp.sum(d * d, axis=axes), count))
+    if lengths is not None:  # where all are zero, moments are those of nothing but not nan
+        count = xp.where(count > 0, count, xp.ones_like(count))
     mean = along / count
     var = squares / count - mean * mean
     return near + mean, xp.where(var > 0.0, var, xp.zeros_like(var))

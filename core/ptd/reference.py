@@ -46,7 +46,7 @@ class ReferenceBackend(PortableBackend):
     ) -> Module:
         checks.choice("dtype", dtype, self.dtypes)
         description.check(params)
-        return Module(self, description, {name: np.asarray(value, dtype) for name, value in params.items()})
+        return Module(self, description, {name: np.array(value, dtype) for name, value in params.items()})
 
 
 backend: Backend = ReferenceBackend()

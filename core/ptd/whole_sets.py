@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from . import checks
 from .arrays import Array
+from .model import SequenceModel
 
 
 class Placed(NamedTuple):
@@ -25,36 +26,43 @@ class Placed(NamedTuple):
 
 
 class WholeSets:
-    """place, train and evaluate of ptd.contract.Learner from step and outputs, one batch at a time from the host."""
+    """place, train and evaluate of ptd.contract.Learner from step and outputs, one batch at a time from the host.
+
+    Attributes:
+        model: what is trained, whose tokens, classes and lengths place looks for.
+    """
+
+    model: SequenceModel
 
     def place(self, inputs: NDArray, targets: NDArray, lengths: NDArray | None = None) -> Placed:
         """See ptd.contract.Learner."""
-        return Placed(*as_set(inputs, targets, lengths))
+        return Placed(*as_set(self.model, inputs, targets, lengths))
 
     def train(self: Any, placed: Placed, order: NDArray[np.integer]) -> NDArray[np.float32]:
         """See ptd.contract.Learner."""
         # floats last: a framework may still be computing while the next step is queued
-        losses = [self.step(*placed.rows(index)) for index in order]
+        losses = [self.step(*placed.rows(index)) for index in checked_rows("order", order, placed)]
         return np.array([float(loss) for loss in losses], np.float32)
 
     def evaluate(self: Any, placed: Placed, indices: NDArray[np.integer], batch: int) -> NDArray[np.float32]:
         """See ptd.contract.Learner."""
         parts = []
-        for index in batches(indices, batch):
+        for index in batches(checked_rows("indices", indices, placed), batch):
             inputs, _, lengths = placed.rows(index)
             parts.append(np.asarray(self.outputs(inputs, lengths), np.float32))
         return np.concatenate(parts)[: len(indices)]
 
 
 def as_set(
-    inputs: NDArray, targets: NDArray, lengths: NDArray | None
+    model: SequenceModel, inputs: NDArray, targets: NDArray, lengths: NDArray | None
 ) -> tuple[NDArray, NDArray, NDArray[np.int32] | None]:
     """inputs, targets and lengths as place takes them, checked: class numbers and lengths as int32.
 
     Raises:
-        ValueError: they do not have one row each per sample, or lengths do not fit.
+        ValueError: they do not have one row each per sample, or values are none of the model's.
     """
     check_rows(inputs, targets, lengths)
+    model.check_samples(inputs, targets, lengths)
     if np.asarray(targets).dtype.kind in "iu":
         targets = np.asarray(targets, np.int32)
     return inputs, targets, None if lengths is None else np.asarray(lengths, np.int32)
@@ -69,6 +77,13 @@ def check_rows(inputs: Array, targets: Array, lengths: Array | None) -> None:
         if value is not None and np.shape(value)[:1] != rows:
             got = np.shape(value)[:1]
             raise checks.fail(name, f"{rows[0]} rows, one per input", got[0] if got else "a single number")
+
+
+def checked_rows(argument: str, rows: Any, placed: Placed) -> NDArray[np.int32]:
+    """Row numbers on the host; ValueError unless each is one of placed: a device may read past the end."""
+    host = np.asarray(rows)
+    checks.numbers_below(argument, host, np.shape(placed.targets)[0], "row numbers", "the set")
+    return host.astype(np.int32)
 
 
 def check_targets(shape: Sequence[int], are_classes: bool, outputs: Sequence[int]) -> None:

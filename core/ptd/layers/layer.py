@@ -45,6 +45,7 @@ class Layer:
     discretizations: ClassVar[tuple[str, ...]] = tuple(RULES)
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.positive_integer("d_model", self.d_model)
         checks.positive_integer("d_state", self.d_state)
         checks.choice("discretization", self.discretization, self.discretizations)
@@ -111,6 +112,7 @@ class Layer:
         if not xp.isdtype(u.dtype, "real floating"):
             raise checks.fail("u", "a real floating dtype", u.dtype, "cast u to the parameters' dtype")
         dtype = params["log_step"].dtype
+        checks.one_dtype(params, dtype)
         if u.dtype != dtype and checks.name_of(u.dtype) not in activations:
             raise checks.fail("u", f"dtype {dtype} from the parameters", u.dtype, "cast one of them")
         batch, time = tuple(u.shape[:-2]), "the batch axes and length of u"
@@ -138,6 +140,20 @@ class Layer:
                 raise checks.fail(
                     "form", need, repr(form), "the last chunk may end before the state enters from the right"
                 )
+
+    def check_step(self, params: Parameters, u_k: Array, state: Array, *, step_scale: Any = None) -> None:
+        """Raise ValueError where the arguments of step do not fit, as check_call does for those of apply."""
+        if self.bidirectional:
+            remedy = "a right-to-left run needs the whole sequence: use apply"
+            raise checks.fail("bidirectional", "False for step mode", True, remedy)
+        checks.array("u_k", u_k)
+        if u_k.ndim < 1:
+            raise checks.fail("u_k", f"shape (..., H) with H={self.d_model} from d_model", tuple(u_k.shape))
+        checks.array("state", state)
+        self.check_call(params, u_k[..., None, :], state=state)
+        if step_scale is not None:
+            checks.positive("step_scale", step_scale, "it multiplies step sizes, which are times")
+            checks.broadcasts("step_scale", step_scale, tuple(u_k.shape[:-1]), "the batch axes of u_k")
 
     def form_of(
         self,
@@ -240,21 +256,8 @@ class Layer:
         Raises:
             ValueError: a shape does not fit, or the layer is bidirectional and so has no causal step.
         """
-        if self.bidirectional:
-            raise checks.fail(
-                "bidirectional",
-                "False for step mode",
-                True,
-                "a right-to-left run needs the whole sequence: use apply",
-            )
-        checks.array("u_k", u_k)
-        if u_k.ndim < 1:
-            raise checks.fail("u_k", f"shape (..., H) with H={self.d_model} from d_model", tuple(u_k.shape))
-        checks.array("state", state)
-        self.check_call(params, u_k[..., None, :], state=state)
+        self.check_step(params, u_k, state, step_scale=step_scale)
         if step_scale is not None:
-            checks.positive("step_scale", step_scale, "it multiplies step sizes, which are times")
-            checks.broadcasts("step_scale", step_scale, tuple(u_k.shape[:-1]), "the batch axes of u_k")
             step_scale = namespace(u_k).asarray(step_scale, dtype=u_k.dtype)
         x = self.update(params, u_k, self._starts(state)[0], step_scale)
         y = self.readout(self.complex_leaf(params, "C"), x)
