@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from ptd_conformance import record as records
+from ptd_conformance import report
 
 #: As an installed script runs: without the working folder on sys.path.
 SCRIPT = "-P"
@@ -46,7 +48,7 @@ def distribution(folder: Path, group: str, points: str) -> dict[str, str]:
 def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("records") / "numpy-cpu.json"
     done = ptd("conformance", "--backend", "numpy", "--only", "L1", "--only", "G1", "--json", str(path))
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, lines(done, "wrote")) == (0, [f"wrote {path}"]), done.stderr
     return path
 
 
@@ -77,6 +79,58 @@ def test_report_is_one_page_with_nothing_to_fetch(record: Path, tmp_path: Path) 
     done = ptd("report", str(record), "--html", str(tmp_path / "index.html"))
     page = (tmp_path / "index.html").read_text()
     assert (done.returncode, "src=" in page, "href=" in page) == (0, False, False)
+
+
+@pytest.mark.parametrize("name", ["", "folder"])
+def test_record_that_cannot_be_written_is_refused_before_the_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    done = ptd("conformance", "--backend", "numpy", "--only", "E1", "--json", name, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("ptd: json: expected a file to write or replace, got a folder")
+
+
+def test_clause_without_a_bound_for_the_products_is_refused() -> None:
+    done = ptd("conformance", "--backend", "torch", "--only", "K1", "--products", "fast")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("ptd: only: expected clauses with a bound for fast products, got K1; ")
+
+
+FIELDS = ("backend", "device", "platform", "versions", "dtypes", "unsupported", "note", "date", "seconds", "results")
+
+
+@pytest.mark.parametrize("changes", [*({name: None} for name in FIELDS), {"products": "half"}, {"versions": []}])
+def test_record_with_a_field_missing_or_wrong_is_one_line_that_names_the_file(
+    changes: dict[str, Any], record: Path, tmp_path: Path
+) -> None:
+    made = json.loads(record.read_text()) | changes
+    odd = tmp_path / "odd.json"
+    odd.write_text(json.dumps({name: value for name, value in made.items() if value is not None}))
+    with pytest.raises(
+        ValueError, match=rf"^path: expected a conformance record, got odd.json: [^\n]*{next(iter(changes))}"
+    ):
+        records.read(odd)
+
+
+def test_report_needs_no_locale(record: Path, tmp_path: Path) -> None:
+    """Files are UTF-8 whatever the locale, and a terminal without a sign shows another."""
+    readme, device = tmp_path / "README.md", tmp_path / "accented.json"
+    readme.write_text(f"Gu, Goel, Ré\n{report.START}\n{report.END}\n", encoding="utf-8")
+    made = json.loads(record.read_text()) | {"device": "é", "products": "fast"}
+    device.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    arguments = (str(record), str(device), "--html", str(tmp_path / "index.html"), "--readme", str(readme))
+    done = ptd("report", *arguments, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("Gu, Goel, Ré\n")
+    assert f"| numpy (é, fast products) | {report.NOT_ASKED} |" in text
+
+
+def test_report_without_jinja2_is_one_line_with_the_pip_command(record: Path, tmp_path: Path) -> None:
+    page = tmp_path / "index.html"
+    done = ptd("report", str(record), "--html", str(page), before="import sys; sys.modules['jinja2'] = None")
+    assert (done.returncode, done.stderr.count("\n"), page.exists()) == (1, 1, False)
+    assert done.stderr.endswith('pip install "ptd[test]"\n')
 
 
 def test_report_shows_names_and_paths_as_they_stand(record: Path, tmp_path: Path) -> None:

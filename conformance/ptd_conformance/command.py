@@ -48,14 +48,19 @@ def conformance(
     from rich.progress import Progress
 
     from ptd import checks, cli
+    from ptd.parameters import check_replaceable
 
     from . import record, report, session
     from .products import PRODUCTS
     from .runner import CLAUSES
 
+    if json:
+        check_replaceable("json", json)
+    checks.choice("products", products, PRODUCTS)
     for clause in only or ():
         checks.choice("only", clause, CLAUSES)
-    checks.choice("products", products, PRODUCTS)
+        bound = PRODUCTS[products].covers(clause)
+        _check(not bound, "only", f"clauses with a bound for {products} products", clause, "leave it out")
     clauses = [clause for clause in CLAUSES if PRODUCTS[products].covers(clause) and (not only or clause in only)]
     console, made = cli.console(), {}
     with (
@@ -71,6 +76,8 @@ def conformance(
             progress.update(task, completed=len({row["clause"] for row in made["results"]} & {*clauses}))
     found = record.parsed(made)
     report.print_table(console, [found])
+    if json:
+        console.print(f"wrote {json}", soft_wrap=True)
     sys.exit(_print_failures(console, found["results"]))
 
 

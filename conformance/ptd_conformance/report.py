@@ -158,7 +158,7 @@ def support_table(records: Iterable[Record]) -> str:
     """The README's table: runs as rows, families as columns, in Markdown."""
     heading = _support_heading()
     rows = [heading, ["---"] * len(heading), *map(_support_row, records)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows)
 
 
 def _support_heading() -> list[str]:

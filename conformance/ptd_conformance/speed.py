@@ -34,7 +34,10 @@ def bench(
     """Measure a backend's speed: medians of many runs, compared within this run unless a figure says otherwise."""
     import ptd
     from ptd import checks, cli
+    from ptd.parameters import check_replaceable
 
+    if json:
+        check_replaceable("json", json)
     found, console = ptd.backend(backend), cli.console()
     groups = _module(found).FIGURES
     for name in only or ():
