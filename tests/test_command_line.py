@@ -81,6 +81,11 @@ def test_report_is_one_page_with_nothing_to_fetch(record: Path, tmp_path: Path) 
     assert (done.returncode, "src=" in page, "href=" in page) == (0, False, False)
 
 
+def test_wide_tables_of_the_report_scroll_by_themselves(record: Path) -> None:
+    page = report.page([records.read(record)])
+    assert page.count('<div class="wide">\n<table>') == page.count("\n<table>") > 0
+
+
 @pytest.mark.parametrize("name", ["", "folder"])
 def test_record_that_cannot_be_written_is_refused_before_the_run(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
