@@ -1,5 +1,6 @@
 """One session per job; each installs what it needs into its own environment."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import nox
@@ -18,6 +19,12 @@ def install(session: nox.Session, *extras: str) -> None:
     session.install("-e", f".[{','.join(extras)}]", *pinned)
 
 
+def chosen_backend(arguments: list[str]) -> str:
+    """The backend that ptd quickstart takes: --backend NAME or --backend=NAME."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    return dict(pairwise(words)).get("--backend", "jax")
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Core against mathematics, and the conformance suite against broken backends."""
@@ -28,8 +35,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def quickstart(session: nox.Session) -> None:
     """Train on real digits, test under Fourier-mode noise, draw the transfer functions; -- --backend NAME."""
-    names = dict(zip(session.posargs, session.posargs[1:], strict=False))
-    install(session, "quickstart", *FRAMEWORKS.get(names.get("--backend", "jax"), []))
+    install(session, "quickstart", *FRAMEWORKS.get(chosen_backend(session.posargs), []))
     session.run("ptd", "quickstart", *session.posargs)
 
 

@@ -14,6 +14,13 @@ import ptd
 backend = MUTANTS["skip-dropped"][0]
 
 
+def _garble(*arguments: Any, **call: Any) -> Any:
+    raise ValueError("dtype [f32] expected, got [/f64]")
+
+
+garbled = changed(run=_garble)
+
+
 def in_step_of_s4d(fate: Callable[[], Any]) -> Any:
     """An honest backend to which something happens in a step of S4D."""
 

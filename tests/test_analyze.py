@@ -198,6 +198,7 @@ BAD = {
     "n: expected a positive integer": {"orders": [0]},
     "n: expected each order once": {"orders": [8, 8]},
     "seed: expected an integer >= 0, got -1": {"seed": -1},
+    "n: expected no orders for regression": {"only": ["regression"], "orders": [4]},
 }
 
 
@@ -217,11 +218,13 @@ def test_missing_matplotlib_is_one_line_with_the_pip_command(tmp_path, monkeypat
 
 
 def test_command_writes_the_figures_asked_for(tmp_path):
-    call = ("analyze", "--only", "gain", "--n", "6", "--out", str(tmp_path))
+    out = tmp_path / "an[/x]"
+    call = ("analyze", "--only", "gain", "--n", "6", "--out", str(out))
     code = "from ptd.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, *call], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"gain.csv", "gain-zoom.csv", "gain.png", "gain.svg"}
+    assert f"{out}/gain.png, .svg, .csv: |G(iw)| with the last spike" in done.stdout.splitlines()
+    assert {path.name for path in out.iterdir()} == {"gain.csv", "gain-zoom.csv", "gain.png", "gain.svg"}
     refused = subprocess.run(
         [sys.executable, "-c", code, "analyze", "--only", "x"], capture_output=True, text=True, check=False
     )

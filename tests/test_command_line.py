@@ -3,32 +3,71 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ptd_conformance import record as records
+from ptd_conformance import report
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+#: As an installed script runs: without the working folder on sys.path.
+SCRIPT = "-P"
 
 
-def ptd(*arguments: str) -> subprocess.CompletedProcess:
-    return run("-c", "from ptd.cli import main; main()", *arguments)
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, **options)
+
+
+#: Puts the backends of failing.py where they are found.
+HERE = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
+
+
+def lines(done: subprocess.CompletedProcess, start: str) -> list[str]:
+    """The lines of the output that begin so."""
+    return [line for line in done.stdout.splitlines() if line.startswith(start)]
+
+
+def ptd(*arguments: str, before: str = "", **options: Any) -> subprocess.CompletedProcess:
+    """The command line, after a line of Python."""
+    return run("-c", f"{before}\nfrom ptd.cli import main; main()", *arguments, **options)
+
+
+def distribution(folder: Path, group: str, points: str) -> dict[str, str]:
+    """The environment in which a distribution of that folder registers entry points."""
+    (folder / "stranger-1.dist-info").mkdir()
+    (folder / "stranger-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1\n")
+    (folder / "stranger-1.dist-info" / "entry_points.txt").write_text(f"[{group}]\n{points}\n")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
 
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("records") / "numpy-cpu.json"
     done = ptd("conformance", "--backend", "numpy", "--only", "L1", "--only", "G1", "--json", str(path))
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, lines(done, "wrote")) == (0, [f"wrote {path}"]), done.stderr
     return path
 
 
 def test_backends_lists_the_reference() -> None:
     done = ptd("backends")
     assert (done.returncode, "numpy" in done.stdout) == (0, True)
+
+
+def test_backends_prints_pip_commands_and_reasons_as_they_stand(tmp_path: Path) -> None:
+    environment = distribution(tmp_path, "ptd.backends", "odd = no_such_module:backend")
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['jax'] = sys.modules['ptd_jax'] = None\n")
+    done = ptd("backends", env=environment | {"COLUMNS": "400"})
+    assert 'pip install "ptd[jax]"' in done.stdout, done.stdout + done.stderr
+
+
+def test_broken_command_of_a_stranger_leaves_the_others(tmp_path: Path) -> None:
+    done = ptd("--help", env=distribution(tmp_path, "ptd.commands", "odd = no_such_module:command"))
+    assert (done.returncode, "conformance" in done.stdout) == (0, True)
+    assert done.stderr == ("ptd: without the command 'odd', no_such_module:command: No module named 'no_such_module'\n")
 
 
 def test_conformance_writes_a_record_of_every_trial(record: Path) -> None:
@@ -40,6 +79,71 @@ def test_report_is_one_page_with_nothing_to_fetch(record: Path, tmp_path: Path) 
     done = ptd("report", str(record), "--html", str(tmp_path / "index.html"))
     page = (tmp_path / "index.html").read_text()
     assert (done.returncode, "src=" in page, "href=" in page) == (0, False, False)
+
+
+def test_wide_tables_of_the_report_scroll_by_themselves(record: Path) -> None:
+    page = report.page([records.read(record)])
+    assert page.count('<div class="wide">\n<table>') == page.count("\n<table>") > 0
+
+
+@pytest.mark.parametrize("name", ["", "folder"])
+def test_record_that_cannot_be_written_is_refused_before_the_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    done = ptd("conformance", "--backend", "numpy", "--only", "E1", "--json", name, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("ptd: json: expected a file to write or replace, got a folder")
+
+
+def test_clause_without_a_bound_for_the_products_is_refused() -> None:
+    done = ptd("conformance", "--backend", "torch", "--only", "K1", "--products", "fast")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("ptd: only: expected clauses with a bound for fast products, got K1; ")
+
+
+FIELDS = ("backend", "device", "platform", "versions", "dtypes", "unsupported", "note", "date", "seconds", "results")
+
+
+@pytest.mark.parametrize("changes", [*({name: None} for name in FIELDS), {"products": "half"}, {"versions": []}])
+def test_record_with_a_field_missing_or_wrong_is_one_line_that_names_the_file(
+    changes: dict[str, Any], record: Path, tmp_path: Path
+) -> None:
+    made = json.loads(record.read_text()) | changes
+    odd = tmp_path / "odd.json"
+    odd.write_text(json.dumps({name: value for name, value in made.items() if value is not None}))
+    with pytest.raises(
+        ValueError, match=rf"^path: expected a conformance record, got odd.json: [^\n]*{next(iter(changes))}"
+    ):
+        records.read(odd)
+
+
+def test_report_needs_no_locale(record: Path, tmp_path: Path) -> None:
+    """Files are UTF-8 whatever the locale, and a terminal without a sign shows another."""
+    readme, device = tmp_path / "README.md", tmp_path / "accented.json"
+    readme.write_text(f"Gu, Goel, Ré\n{report.START}\n{report.END}\n", encoding="utf-8")
+    made = json.loads(record.read_text()) | {"device": "é", "products": "fast"}
+    device.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    arguments = (str(record), str(device), "--html", str(tmp_path / "index.html"), "--readme", str(readme))
+    done = ptd("report", *arguments, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("Gu, Goel, Ré\n")
+    assert f"| numpy (é, fast products) | {report.NOT_ASKED} |" in text
+
+
+def test_report_without_jinja2_is_one_line_with_the_pip_command(record: Path, tmp_path: Path) -> None:
+    page = tmp_path / "index.html"
+    done = ptd("report", str(record), "--html", str(page), before="import sys; sys.modules['jinja2'] = None")
+    assert (done.returncode, done.stderr.count("\n"), page.exists()) == (1, 1, False)
+    assert done.stderr.endswith('pip install "ptd[test]"\n')
+
+
+def test_report_shows_names_and_paths_as_they_stand(record: Path, tmp_path: Path) -> None:
+    odd, page = tmp_path / "odd.json", tmp_path / "b[/x]y" / "o.html"
+    odd.write_text(record.read_text().replace('"backend": "numpy"', '"backend": "a|b[/x]"'))
+    done = ptd("report", str(odd), "--html", str(page))
+    assert (done.returncode, done.stderr, lines(done, "wrote")) == (0, "", [f"wrote {page}"])
+    assert lines(done, "a|b[/x] (cpu): ") != []
 
 
 def test_report_refuses_a_damaged_record(record: Path, tmp_path: Path) -> None:
@@ -56,9 +160,35 @@ def test_report_refuses_an_unknown_outcome(record: Path, tmp_path: Path) -> None
 
 
 def test_failing_backend_exits_with_status_1() -> None:
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from ptd.cli import main; main()"
-    done = run("-c", code, "conformance", "--backend", "failing:backend", "--only", "L1")
+    done = ptd("conformance", "--backend", "failing:backend", "--only", "L1", before=HERE)
     assert (done.returncode, "FAIL" in done.stdout) == (1, True)
+
+
+def test_failure_is_one_line_that_shows_the_error_as_it_stands() -> None:
+    done = ptd("conformance", "--backend", "failing:garbled", "--only", "L1", before=HERE)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert {line.endswith("ValueError: dtype [f32] expected, got [/f64]") for line in lines(done, "FAIL")} == {True}
+
+
+@pytest.mark.parametrize("processes", ["0", "1"])
+def test_backend_in_the_working_folder_is_found(processes: str, tmp_path: Path) -> None:
+    (tmp_path / "my_module.py").write_text("from ptd.reference import ReferenceBackend\nbackend = ReferenceBackend()\n")
+    arguments = ("conformance", "--backend", "my_module:backend", "--only", "E1", "--processes", processes)
+    done = run(SCRIPT, "-c", "from ptd.cli import main; main()", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_pytest_plugin_finds_a_backend_in_the_working_folder(tmp_path: Path) -> None:
+    (tmp_path / "my_module.py").write_text("from ptd.reference import ReferenceBackend\nbackend = ReferenceBackend()\n")
+    arguments = ("--pyargs", "ptd_conformance", "--ptd-backend", "my_module:backend", "-k", "E1-", "-c", "/dev/null")
+    done = run(SCRIPT, "-m", "pytest", *arguments, "-p", "no:cacheprovider", cwd=tmp_path)
+    assert (done.returncode, "passed" in done.stdout) == (0, True), done.stdout
+
+
+def test_backend_that_does_not_train_ends_the_quickstart_in_one_line(tmp_path: Path) -> None:
+    done = ptd("quickstart", "--backend", "numpy", "--out", str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("ptd: numpy: no training; ")
 
 
 def test_unknown_backend_is_one_line_with_the_remedy() -> None:

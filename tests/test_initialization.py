@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import ptd
-from ptd import DSS, S4, S4D, S5, hippo, modes
+from ptd import DSS, S4, S4D, S5, hippo, initialization, modes
 
 INITS = {
     "s4": (S4, ["legs", "fout"]),
@@ -260,3 +260,18 @@ def test_hippo_input_of_s5_is_the_initialisations_own_column():
     leaves = ptd.initialize(S5(3, 8, blocks=2), np.random.default_rng(0), init="legs", B_init="hippo")
     expected = np.tile(modes.legs(4).B_tilde[:, None], (2, 3))
     assert_allclose(leaves["B_re"] + 1j * leaves["B_im"], expected, rtol=1e-15)
+
+
+class Toy(S4D):
+    """A layer that CONTRIBUTING.md has been followed for, but for its initial parameters."""
+
+
+def test_layer_without_initial_parameters_is_refused_with_the_table_to_enter_it_in():
+    with pytest.raises(ValueError, match=r"^layer: expected one of S5, S4D, DSS, S4, got Toy; enter .* in ptd\.init"):
+        ptd.initialize(Toy(2, 4), np.random.default_rng(0))
+
+
+def test_layer_that_is_entered_becomes_a_module_by_its_class(monkeypatch):
+    monkeypatch.setitem(initialization.INITIALIZERS, Toy, initialization.s4d)
+    module = ptd.backend("torch").new(Toy, 2, 4)
+    assert {*module.leaves()} == {*Toy(2, 4).shapes()}

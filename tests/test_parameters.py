@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save as encode
 
 import ptd
-from ptd import DSS, S4, S4D, S5, SequenceModel
+from ptd import DSS, S4, S4D, S5, SequenceModel, parameters
 
 MODEL = SequenceModel(S5(4, 4), n_layers=2, d_input=3, d_output=2, norm="batch", dropout=0.1)
 DESCRIPTIONS = {
@@ -208,6 +208,27 @@ def test_interrupted_save_leaves_the_old_file_and_nothing_else(saved, monkeypatc
         ptd.save(saved, LAYER, dense.parameters(LAYER, 1))
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_symbolic_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "real").mkdir()
+    links = [tmp_path / "link", tmp_path / "dangling"]
+    for link in links:
+        link.symlink_to(tmp_path / "real" / link.name)
+    (tmp_path / "real" / "link").write_bytes(b"old")
+    for link in links:
+        parameters.replace_file(link, b"new")
+    assert [link.is_symlink() and (tmp_path / "real" / link.name).read_bytes() for link in links] == [b"new", b"new"]
+
+
+def test_what_is_no_file_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name, got in {"pipe": "a device or pipe", "link": "a device or pipe", "": "a folder"}.items():
+        with pytest.raises(ValueError, match=f"^path: expected a file to write or replace, got {got}, [^\n]*; pass"):
+            parameters.replace_file(tmp_path / name, b"new")
+    assert (tmp_path / "pipe").is_fifo()
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "link"}
 
 
 def test_refused_save_leaves_the_old_file(saved):

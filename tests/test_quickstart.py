@@ -104,7 +104,9 @@ def test_a_missing_package_is_one_line_with_the_pip_command(module: str, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("argument", "value"), [("epochs", 1), ("d_state", 1), ("width", 0), ("amplitude", -1)])
+@pytest.mark.parametrize(
+    ("argument", "value"), [("epochs", 1), ("d_state", 1), ("width", 0), ("amplitude", -1), ("seed", -1)]
+)
 def test_a_bad_size_is_named_before_anything_is_trained(argument: str, value: int, tmp_path):
     with pytest.raises(ValueError, match=f"^{argument.replace('width', 'd_model')}: expected"):
         quickstart("jax", tmp_path / "out", **{argument: value})

@@ -72,6 +72,49 @@ def test_stranger_is_found_by_module_and_object(tmp_path, monkeypatch):
     assert ptd.backend("stranger:mine").name == "numpy"
 
 
+def test_stranger_in_the_working_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "neighbour.py").write_text("from ptd.reference import ReferenceBackend\nmine = ReferenceBackend()\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    assert ptd.backend("neighbour:mine").name == "numpy"
+
+
+@pytest.mark.parametrize(("name", "got"), [("ptd.reference:ReferenceBackend", "a class"), ("os:path", "a module")])
+def test_what_is_no_instance_of_a_backend_is_refused_in_one_line(name, got):
+    with pytest.raises(ValueError, match=f"^name: expected module:object of a backend, got '{name}', {got}; name an"):
+        ptd.backend(name)
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """Entry points whose framework is there and broken, whose object is missing, and whose object is a class."""
+    (tmp_path / "broken_framework.py").write_text(
+        'raise OSError("libcudart.so.12: cannot open\\nshared object file")\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {"numpy": "ptd.reference:backend", "jax": "no_such_framework:backend", "torch": "broken_framework:backend"}
+    found |= {"renamed": "math:backend", "class": "ptd.reference:ReferenceBackend"}
+    points = [EntryPoint(name, value, "ptd.backends") for name, value in found.items()]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+
+
+@pytest.mark.usefixtures("broken")
+def test_listing_says_why_a_broken_framework_cannot_be_loaded():
+    listed = ptd.backends()
+    assert [name for name, entry in listed.items() if entry.loadable] == ["numpy"]
+    assert "OSError: libcudart.so.12: cannot open shared object file" in listed["torch"].reason
+    assert "module 'math' has no attribute 'backend'" in listed["renamed"].reason
+    assert "got 'ptd.reference:ReferenceBackend', a class" in listed["class"].reason
+
+
+@pytest.mark.usefixtures("broken")
+def test_broken_framework_of_another_backend_does_not_hide_what_is_missing():
+    with pytest.raises(
+        ptd.BackendUnavailable, match=r"^backend 'jax': No module named 'no_such_framework'; available: n"
+    ):
+        ptd.backend("jax")
+
+
 def test_missing_module_of_a_stranger_is_named():
     with pytest.raises(ptd.BackendUnavailable, match=r"^backend 'nowhere:x': No module named 'nowhere'; install the"):
         ptd.backend("nowhere:x")

@@ -44,33 +44,40 @@ def conformance(
     _check(limit is not None and not processes, "limit", "worker processes to hold to it", 0, "pass --processes N")
     _check(limit is not None and not limit > 0, "limit", "seconds, above 0", limit)
 
-    from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
-    from ptd import checks
+    from ptd import checks, cli
+    from ptd.parameters import check_replaceable
 
     from . import record, report, session
     from .products import PRODUCTS
     from .runner import CLAUSES
 
+    if json:
+        check_replaceable("json", json)
+    checks.choice("products", products, PRODUCTS)
     for clause in only or ():
         checks.choice("only", clause, CLAUSES)
-    checks.choice("products", products, PRODUCTS)
+        bound = PRODUCTS[products].covers(clause)
+        _check(not bound, "only", f"clauses with a bound for {products} products", clause, "leave it out")
     clauses = [clause for clause in CLAUSES if PRODUCTS[products].covers(clause) and (not only or clause in only)]
-    console, made = Console(), {}
+    console, made = cli.console(), {}
     with (
         _runner((backend, products, jobs), min(processes, len(clauses)), limit or LIMIT) as runner,
         Progress(console=console, transient=True) as progress,
     ):
-        task = progress.add_task(backend, total=len(clauses))
+        task = progress.add_task(escape(backend), total=len(clauses))
 
         def begin(what: str) -> None:
-            progress.update(task, description=f"{backend} {what}")
+            progress.update(task, description=escape(f"{backend} {what}"))
 
         for made in session.records(runner, clauses, json, resume, note, begin):
             progress.update(task, completed=len({row["clause"] for row in made["results"]} & {*clauses}))
     found = record.parsed(made)
     report.print_table(console, [found])
+    if json:
+        console.print(f"wrote {json}", soft_wrap=True)
     sys.exit(_print_failures(console, found["results"]))
 
 
@@ -90,27 +97,31 @@ def _runner(arguments: tuple[str, str, int], processes: int, limit: float) -> Ab
 
 def _print_failures(console: Any, results: Iterable[Any]) -> int:
     """Print what failed; 1 if anything did."""
+    from rich.text import Text
+
     from .outcome import Outcome
     from .runner import CLAUSES
 
     failed = [result for result in results if result.outcome is Outcome.FAIL]
     for result in failed:
-        text = CLAUSES[result.clause].text
-        console.print(f"[red]FAIL[/] {result.clause} {result.subject} {result.dtype}: {text} {result.reason}")
+        sentence = f"{result.subject} {result.dtype}: {CLAUSES[result.clause].text} {result.reason}"
+        console.print(Text.assemble(("FAIL", "red"), f" {result.clause} {sentence}"), soft_wrap=True)
     return int(bool(failed))
 
 
 def _check_accuracies(folder: Path) -> int:
     """Print the standings of recorded runs; 1 if any misses its target or diverged."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from ptd import cli
 
     from .lra import results as recorded
     from .lra import standings as accuracies
 
     if not folder.is_dir():
         raise ValueError(f"results: expected a folder of records, got {folder}; pass --results FOLDER")
-    found, console = accuracies.standings(recorded.read_all(folder)), Console()
+    found, console = accuracies.standings(recorded.read_all(folder)), cli.console()
     # Devices and notes are the report's: in a terminal they leave the other columns no room.
     shown = [i for i, column in enumerate(accuracies.COLUMNS) if column not in ("device", "note")]
     table = Table(*(accuracies.COLUMNS[i] for i in shown), title="Long Range Arena")
@@ -118,12 +129,11 @@ def _check_accuracies(folder: Path) -> int:
         table.add_row(*(row[i] for i in shown))
     console.print(table)
     for task, recipes, *_, note in accuracies.rows(s for s in found if s.outcome == "not run"):
-        console.print("; ".join(filter(None, [f"not run: {task} {recipes}", note])))
+        console.print("; ".join(filter(None, [f"not run: {task} {recipes}", note])), soft_wrap=True)
     bad = [s for s in found if s.outcome in ("missed", "diverged")]
     for s in bad:
-        console.print(
-            "; ".join(filter(None, [f"[red]FAIL[/] {s.task} {s.recipe} on {s.backend}: {s.outcome}", s.note]))
-        )
+        sentence = "; ".join(filter(None, [f" {s.task} {s.recipe} on {s.backend}: {s.outcome}", s.note]))
+        console.print(Text.assemble(("FAIL", "red"), sentence), soft_wrap=True)
     return int(bool(bad))
 
 
@@ -133,14 +143,15 @@ def report(
     readme: Annotated[Path | None, typer.Option(help="a README whose support table is brought up to date")] = None,
 ) -> None:
     """Merge conformance records into one self-contained page."""
-    from rich.console import Console
-
+    from ptd import cli
+    from ptd.extras import require
     from ptd.parameters import replace_file
 
     from . import record, speed
     from . import report as pages
     from .lra import standings
 
+    require("jinja2", "report", "test")
     files = [file for path in results for file in (pages.records_in(path) if path.is_dir() else [path])]
     if not files:
         raise ValueError(f"results: expected records, got none in {', '.join(map(str, results))}; run ptd conformance")
@@ -150,7 +161,7 @@ def report(
     measured = [speed.table(file) for path in results for file in sorted((path / "speed").glob("*.json"))]
     replace_file(html, pages.page(records, lra=accuracies, speed=measured).encode())
     if readme:
-        replace_file(readme, pages.with_support_table(readme.read_text(), records).encode())
-    console = Console()
+        replace_file(readme, pages.with_support_table(readme.read_text(encoding="utf-8"), records).encode())
+    console = cli.console()
     pages.print_table(console, records)
-    console.print(f"wrote {html}")
+    console.print(f"wrote {html}", soft_wrap=True)

@@ -9,16 +9,24 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ptd import SPEC_VERSION
+from ptd import SPEC_VERSION, checks
 from ptd.contract import Backend
 from ptd.parameters import replace_file
 
 from .clause import CLAUSES
 from .outcome import Done, Measurement, Outcome, Result
-from .products import FULL, Products
+from .products import FULL, PRODUCTS, Products
 
 Record = dict[str, Any]
 
+
+#: What the report and a run that goes on read of every record; others have what older ones lack.
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("backend", "device", "platform", "note", "date"), str),
+    **dict.fromkeys(("versions", "unsupported"), dict),
+    **dict.fromkeys(("dtypes", "results"), list),
+    "seconds": (int, float),
+}
 
 #: What a run must share with a record to go on with it. The specification's version is held by read.
 SAME = ("backend", "device", "versions", "products")
@@ -93,18 +101,26 @@ def read(path: Path) -> Record:
     """Read a record.
 
     Raises:
-        ValueError: not a record of this specification version, or a result with an unknown outcome.
+        ValueError: not a record of this specification version, a field is missing or of another type, or a result has
+            an unknown outcome.
     """
     try:
-        record = json.loads(path.read_text())
-        spec, read = record["spec"], parsed(record)
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if (spec := record["spec"]) == SPEC_VERSION:
+            _check_fields(record)
+            return parsed(record)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"path: expected a conformance record, got {path.name}: {error}; run the suite again"
         ) from error
-    if spec != SPEC_VERSION:
-        raise ValueError(f"path: expected spec {SPEC_VERSION}, got {path.name} of spec {spec}; run the suite again")
-    return read
+    raise ValueError(f"path: expected spec {SPEC_VERSION}, got {path.name} of spec {spec}; run the suite again")
+
+
+def _check_fields(record: Record) -> None:
+    if wrong := [name for name, kind in FIELDS.items() if not isinstance(record.get(name), kind)]:
+        raise ValueError(f"{', '.join(wrong)} missing, or of another type")
+    if "products" in record:
+        checks.choice("products", record["products"], PRODUCTS)
 
 
 def parsed(record: Record) -> Record:

@@ -98,26 +98,27 @@ def name(record: Record) -> str:
 
 
 def print_table(console: Any, records: list[Record]) -> None:
-    """The report in a terminal: one run clause by clause, several by families of clauses."""
+    """The report in a terminal, ptd.cli.console: one run clause by clause, several by families of clauses."""
     from rich.table import Table
+    from rich.text import Text
 
     if len(records) == 1:
         table = Table("clause", "", name(records[0]), caption="worst error as a ratio of the allowed one")
         for title, members in families():
             table.add_section()
-            table.add_row("", f"[bold]{title}")
+            table.add_row("", Text(title, "bold"))
             for clause in members:
                 found = cell(clause, records[0])
-                table.add_row(clause.id, clause.text, f"[{STYLES[found.outcome]}]{found.text}")
+                table.add_row(clause.id, clause.text, Text(found.text, STYLES[found.outcome]))
     else:
         table = Table(*_support_heading()[:-2], caption="worst: error as a ratio of the allowed one")
         for record in records:
             table.add_row(*_support_row(record)[:-2], end_section=True)
     console.print(table)
     for record in records:
-        console.print(f"{name(record)}: {summary(record)} in {record['seconds']} s; {versions(record)}")
+        console.print(f"{name(record)}: {summary(record)} in {record['seconds']} s; {versions(record)}", soft_wrap=True)
         for part, why in record.get("not run", {}).items():
-            console.print(f"{name(record)}, {Outcome.NOT_RUN.value}: {part} ({why})")
+            console.print(f"{name(record)}, {Outcome.NOT_RUN.value}: {part} ({why})", soft_wrap=True)
 
 
 def summary(record: Record) -> str:
@@ -135,7 +136,7 @@ def page(records: list[Record], **sections: list[dict[str, Any]]) -> str:
     """The report as one self-contained HTML page; sections holds tables, by the names in SECTIONS, besides records'."""
     from jinja2 import Environment, select_autoescape
 
-    source = (files(__package__) / "templates" / "report.html").read_text()
+    source = (files(__package__) / "templates" / "report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(source).render(
         records=records,
@@ -157,7 +158,7 @@ def support_table(records: Iterable[Record]) -> str:
     """The README's table: runs as rows, families as columns, in Markdown."""
     heading = _support_heading()
     rows = [heading, ["---"] * len(heading), *map(_support_row, records)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows)
 
 
 def _support_heading() -> list[str]:

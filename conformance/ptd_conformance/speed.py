@@ -32,12 +32,13 @@ def bench(
     note: Annotated[str, typer.Option(help="what was special about the run, for the report")] = "",
 ) -> None:
     """Measure a backend's speed: medians of many runs, compared within this run unless a figure says otherwise."""
-    from rich.console import Console
-
     import ptd
-    from ptd import checks
+    from ptd import checks, cli
+    from ptd.parameters import check_replaceable
 
-    found, console = ptd.backend(backend), Console()
+    if json:
+        check_replaceable("json", json)
+    found, console = ptd.backend(backend), cli.console()
     groups = _module(found).FIGURES
     for name in only or ():
         checks.choice("only", name, groups)
@@ -95,7 +96,7 @@ def table(path: Path) -> dict[str, Any]:
         ValueError: the file is not a record of ``ptd bench``.
     """
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         rows = [cells(Figure(**figure)) for figure in record["figures"]]
         versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
         title = f"{record['backend']} on {record['device']}"

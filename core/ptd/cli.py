@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib.metadata import entry_points
-from typing import Annotated
+from typing import Annotated, Any
+
+from .contract import Unsupported
 
 GROUP = "ptd.commands"
 
@@ -17,16 +20,27 @@ def main() -> None:
         sys.exit('ptd: the command line needs typer and rich; to add them: pip install "ptd[cli]"')
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        app.command(point.name)(point.load())
+        try:
+            app.command(point.name)(point.load())
+        except Exception as error:  # a stranger's: the other commands still serve
+            print(f"ptd: without the command {point.name!r}, {point.value}: {error}", file=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a sign that the locale lacks ends no run
     try:
         app()
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, Unsupported) as error:
         sys.exit(f"ptd: {error}")
+
+
+def console() -> Any:
+    """A terminal that shows what it is given as it stands: brackets in a pip command or an error are no markup."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False)
 
 
 def list_backends() -> None:
     """List the backends that are installed, and what would add the others."""
-    from rich.console import Console
     from rich.table import Table
 
     from .registry import backend, backends
@@ -39,7 +53,7 @@ def list_backends() -> None:
             table.add_row(name, "yes", found.device(), versions)
         else:
             table.add_row(name, "no", "", entry.reason)
-    Console().print(table)
+    console().print(table)
 
 
 def train_quickstart(

@@ -130,8 +130,12 @@ def initialize(layer: Layer, rng: Generator, **options: Any) -> Leaves:
     >>> params["Lambda_im"].round(3).tolist()
     [[0.0, 3.142], [0.0, 3.142]]
     """
-    checks.instance("layer", layer, Layer, "a layer", f"pass one of {', '.join(k.__name__ for k in INITIALIZERS)}")
+    names = ", ".join(kind.__name__ for kind in INITIALIZERS)
+    checks.instance("layer", layer, Layer, "a layer", f"pass one of {names}")
     checks.instance("rng", rng, Generator, "a np.random.Generator", "pass np.random.default_rng(seed)")
+    if type(layer) not in INITIALIZERS:
+        remedy = "enter the function that draws it in ptd.initialization.INITIALIZERS"
+        raise checks.fail("layer", f"one of {names}", type(layer).__name__, remedy)
     return INITIALIZERS[type(layer)](layer, rng, **options)
 
 

@@ -113,7 +113,13 @@ def from_json(values: Mapping[str, Any]) -> Any:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write data beside path, then move it there in one step."""
+    """Write data beside path, then move it there in one step; a symbolic link stays, and what it leads to is replaced.
+
+    Raises:
+        ValueError: there is something else than a file: a folder, a device, a pipe. It stays as it is.
+    """
+    check_replaceable("path", path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -125,6 +131,13 @@ def replace_file(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_replaceable(argument: str, path: Path) -> None:
+    """Raise unless path is a file, or none yet."""
+    if path.exists() and not path.is_file():
+        got = "a folder" if path.is_dir() else "a device or pipe"
+        raise checks.fail(argument, "a file to write or replace", f"{got}, {path}", "pass a file's name")
 
 
 def _metadata(data: bytes) -> dict[str, str]:

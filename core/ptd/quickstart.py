@@ -21,7 +21,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from . import _gain_figure, checks, modes, parameters, registry
+from . import _gain_figure, checks, cli, modes, parameters, registry
 from .analyze import gain
 from .contract import Learner
 from .extras import require
@@ -126,20 +126,21 @@ def quickstart(
     Raises:
         ImportError: scikit-learn, matplotlib, rich or the backend is missing; names the pip command.
         Unsupported: the backend does not train.
-        ValueError: a size or the amplitude is out of its domain.
+        ValueError: a size, the amplitude or the seed is out of its domain.
     """
-    _check(epochs, d_state, amplitude)
-    console = require("rich.console", *EXTRA).Console()
-    require("matplotlib", *EXTRA)
+    _check(epochs, d_state, amplitude, seed)
+    for module in ("rich", "matplotlib"):
+        require(module, *EXTRA)
+    console = cli.console()
     digits, w_0, out = load_digits(seed), last_spike(d_state), Path(out)
     backend = registry.backend(backend_name)
     model = classifier(width, depth, d_state)
     console.print(
         f"{len(digits.train)} training and {len(digits.test)} test digits of {digits.test.shape[1]} pixels; "
         f"backend {backend.name} on {backend.device()}; seed {seed}\n"
-        f"Noise at test time, into every layer: {amplitude:g} a cos({w_0:.1f} step l), a ~ U\\[0, 1); "
+        f"Noise at test time, into every layer: {amplitude:g} a cos({w_0:.1f} step l), a ~ U[0, 1); "
         "the paper has 0.1 and 1024 pixels.",
-        highlight=False,
+        soft_wrap=True,
     )
     scores = {}
     for name, init in MODELS.items():
@@ -313,13 +314,15 @@ def _accuracy(outputs: NDArray, labels: NDArray) -> float:
     return float((outputs.argmax(-1) == labels).mean())
 
 
-def _check(epochs: int, d_state: int, amplitude: float) -> None:
+def _check(epochs: int, d_state: int, amplitude: float, seed: int) -> None:
     for name, value in (("epochs", epochs), ("d_state", d_state)):
         checks.positive_integer(name, value)
         if value < 2:
             raise checks.fail(name, "an integer >= 2", value)
     if not 0 <= amplitude < np.inf:
         raise checks.fail("amplitude", "a finite number >= 0", amplitude)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise checks.fail("seed", "an integer >= 0", repr(seed), "pass seed=0")
 
 
 @contextmanager
@@ -340,5 +343,8 @@ def _print(console: Any, result: Result) -> None:
     console.print(table)
     for name, s in result.scores.items():
         agreement = "all predictions agree" if s.predictions_agree else "PREDICTIONS DIFFER"
-        console.print(f"{name} reloaded in numpy: largest difference {s.reload_difference:.1e}, {agreement}")
-    console.print(f"|G(iw)| with the noise at w = {result.noise_frequency:.1f}: {result.figure}, {result.table}")
+        console.print(
+            f"{name} reloaded in numpy: largest difference {s.reload_difference:.1e}, {agreement}", soft_wrap=True
+        )
+    files = f"{result.figure}, {result.table}"
+    console.print(f"|G(iw)| with the noise at w = {result.noise_frequency:.1f}: {files}", soft_wrap=True)

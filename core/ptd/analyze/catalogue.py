@@ -55,7 +55,7 @@ def analyze(
     Args:
         out: folder, made where missing.
         only: names in FIGURES; all if empty.
-        orders: orders n >= 4 in place of each figure's own; "regression" keeps the paper's 16.
+        orders: orders n >= 4 in place of each figure's own; "regression" keeps the paper's 16 and takes none.
         seed: of random perturbations, of the solver's starts and of the regression, >= 0.
         report: called with a figure's name and what is being done, before it is done.
 
@@ -94,5 +94,8 @@ def _check(only: Sequence[str], orders: Sequence[int], seed: int) -> None:
             raise checks.fail("n", "orders >= 4", n, "an optimised E pairs its eigenvalues from there on")
     if len(set(orders)) < len(orders):
         raise checks.fail("n", "each order once", list(orders))
+    if orders and only and not any(FIGURES[name].orders for name in only):
+        names = ", ".join(only)
+        raise checks.fail("n", f"no orders for {names}, whose order is the paper's", list(orders), "leave them out")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise checks.fail("seed", "an integer >= 0", repr(seed), "pass seed=0")
