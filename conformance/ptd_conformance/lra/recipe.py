@@ -103,7 +103,7 @@ def recipe(task_name: str, name: str) -> Recipe:
     task(task_name)
     file, _, own = name.rpartition(":")
     if file:
-        tables, name = tomllib.loads(Path(file).read_text()), own
+        tables, name = tomllib.loads(Path(file).read_text(encoding="utf-8")), own
     else:
         tables = _file(task_name)
     checks.choice("recipe", name, tables)
@@ -121,7 +121,7 @@ def _file(task_name: str) -> dict[str, Any]:
     path = files(__package__) / "recipes" / f"{shared.get(task_name, task_name)}.toml"
     if not path.is_file():
         raise checks.fail("task", f"one with recipes, of {', '.join(TASKS)}", repr(task_name))
-    return tomllib.loads(path.read_text())
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def _merged(tables: Mapping[str, Any], name: str) -> dict[str, Any]:

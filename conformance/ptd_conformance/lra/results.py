@@ -113,7 +113,7 @@ def read(path: Path) -> Record:
         ValueError: it is none of this format, or of an unknown task or state.
     """
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         known = record["lra"] == FORMAT and record["task"] in TASKS and record["state"] in STATES
         missing = {"recipe", "of", "backend", "device", "seed", "epochs", "full", "test", "curve"} - record.keys()
     except (ValueError, KeyError, TypeError) as error:

@@ -137,7 +137,7 @@ def picture(found: Sequence[Result]) -> bytes:
 
 def read_all(folder: Path) -> list[Result]:
     """The robustness results of a folder, in the order of their names."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{KIND}-*.json"))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{KIND}-*.json"))]
 
 
 def table(folder: Path) -> list[dict[str, Any]]:
