@@ -100,10 +100,24 @@ def write(path: Path, record: Record) -> None:
     replace_file(path, f'{head[:-2]},\n "curve": [\n  {rows}\n ]\n}}\n'.encode())
 
 
-def renew(path: Path, record: Record) -> None:
-    """Write the record of a run over an earlier one; what `ptd retest` found of a run that was complete stays."""
-    before = read(path) if path.exists() else {}
-    write(path, record | {name: before[name] for name in ("further",) if name in before})
+def renew(path: Path, record: Record) -> str:
+    """Write the record of a run over an earlier one; what `ptd retest` found stays, and the note if none is new.
+
+    Returns:
+        Why the earlier one could not be read and what it had is lost, or "".
+    """
+    before, lost = earlier(path)
+    kept = {name: before[name] for name in ("further",) if name in before}
+    write(path, record | kept | {"note": record["note"] or before.get("note", "")})
+    return lost
+
+
+def earlier(path: Path) -> tuple[Record, str]:
+    """The record that is there, if any, and why it cannot be read, or "": a run can write its record again."""
+    try:
+        return read(path) if path.exists() else {}, ""
+    except ValueError as error:
+        return {}, str(error)
 
 
 def read(path: Path) -> Record:
