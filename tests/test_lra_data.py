@@ -437,11 +437,19 @@ def test_all_sets_are_verified_and_damage_tells_at_the_end(small_sets, tmp_path,
     assert whole.endswith(", every checksum matches")
 
 
-def test_lines_and_names_are_whole_in_a_file(small_sets, capfd):
+def test_lines_are_whole_in_a_file(small_sets, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
     lines = data("verify", "--root", small_sets, capfd=capfd)
     assert (len(lines), all(line.endswith("every checksum matches") for line in lines)) == (len(tasks.TASKS), True)
+
+
+@pytest.mark.parametrize("columns", ["80", None])
+def test_names_of_tasks_and_sets_are_whole_in_a_list(columns, small_sets, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns) if columns else monkeypatch.delenv("COLUMNS", raising=False)
     listed = "\n".join(data("list", "--root", small_sets, capfd=capfd))
-    assert [folder.name for folder in store.made(small_sets) if folder.name not in listed] == []
+    names = [*tasks.TASKS, *(folder.name for folder in store.made(small_sets))]
+    assert [name for name in names if f" {name} " not in listed] == []
+    assert columns or "…" not in listed
 
 
 def test_brackets_in_names_are_no_markup(tmp_path, capfd, monkeypatch):

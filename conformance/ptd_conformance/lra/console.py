@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, TextColumn
+
+#: Columns of a table in a file, where nobody says how many there are.
+WIDE = 250
 
 
 class Lines(Console):
@@ -13,6 +17,8 @@ class Lines(Console):
 
     def __init__(self) -> None:
         super().__init__(markup=False, highlight=False)
+        if not self.is_terminal and "COLUMNS" not in os.environ:
+            self.width = WIDE
 
     def line(self, text: str) -> None:
         """Print a line, however long: what reads it from a pipe looks for whole ones."""

@@ -42,32 +42,30 @@ def data(
         _list(console, base, tasks or list(TASKS))
     elif action == "verify":
         _verify(console, base, tasks)
-    elif action == "fetch":
-        _fetch(console, base, tasks or [])
-    else:
-        options: dict[str, Any] = {"seed": seed, "samples": samples, "workers": workers, "official": official}
-        _make(console, base, tasks or [], {"source": source or base} | options)
+    options: dict[str, Any] = {"seed": seed, "samples": samples, "workers": workers, "official": official}
+    for name in tasks or () if action in ("fetch", "make") else ():
+        with _progress(console, name) as report:
+            if action == "fetch":
+                _fetch(console, base, name, report)
+            else:
+                _make(console, base, name, options | {"source": source or base, "report": report})
 
 
-def _fetch(console: Any, base: Path, names: list[str]) -> None:
+def _fetch(console: Any, base: Path, name: str, report: Any) -> None:
     from .fetch import fetch
 
-    for name in names:
-        with _progress(console, name) as report:
-            for path in fetch(base, name, lambda _, done, total, report=report: report(done, total)):
-                console.line(f"{path}: there, its checksum matches")
+    for path in fetch(base, name, lambda _, done, total: report(done, total)):
+        console.line(f"{path}: there, its checksum matches")
 
 
-def _make(console: Any, base: Path, names: list[str], options: dict[str, Any]) -> None:
+def _make(console: Any, base: Path, name: str, options: dict[str, Any]) -> None:
     from . import lock
     from .tasks import TASKS, Order
 
     for module in ("numba", "PIL"):
         extras.require(module, "ptd data make", "lra")
-    for name in names:
-        alone = lock.alone(base / "made" / f".{name}.lock", "tasks", f"a set of {name}")
-        with alone, _progress(console, name) as report:
-            console.line(_line(TASKS[name].make(Order(base, **options, report=report, say=console.line))))
+    with lock.alone(base / "made" / f".{name}.lock", "tasks", f"a set of {name}"):
+        console.line(_line(TASKS[name].make(Order(base, **options, say=console.line))))
 
 
 def _list(console: Any, base: Path, names: list[str]) -> None:
@@ -77,12 +75,12 @@ def _list(console: Any, base: Path, names: list[str]) -> None:
     from .fetch import ELSEWHERE
     from .tasks import TASKS
 
-    made_set = Column("made set", no_wrap=True, overflow="fold")  # never cut: it is the name of a folder
-    table = Table("task", "what", "length", "classes", made_set, "files to fetch")
+    task, made_set = (Column(name, no_wrap=True, overflow="fold") for name in ("task", "made set"))  # never cut
+    table = Table(task, "what", "length", "classes", made_set, "files to fetch")
     for name in names:
-        task, found = TASKS[name], store.made(base, name)
+        what, found = TASKS[name], store.made(base, name)
         made = "\n".join(folder.name for folder in found) or "none"
-        table.add_row(name, task.title, str(task.length), str(task.classes), made, "no" if name in ELSEWHERE else "yes")
+        table.add_row(name, what.title, str(what.length), str(what.classes), made, "no" if name in ELSEWHERE else "yes")
     console.print(table)
 
 

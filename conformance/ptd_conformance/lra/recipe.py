@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import math
 import tomllib
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -28,7 +28,7 @@ from .tasks import TASKS, task
 
 TABLES = ("layer", "initial", "model", "optimizer", "training")
 TRAINING = {"batch", "epochs", "warmup_epochs", "warmup_steps"}
-#: What the code gives besides a table's options.
+#: What is given besides by the code to what reads a table.
 GIVEN: dict[str, set[str]] = {
     "layer": set(),
     "initial": {"layer", "rng"},
@@ -145,7 +145,7 @@ def _merged(file: str, tables: Mapping[str, Any], name: str, heirs: tuple[str, .
     own = dict(found)
     for table in TABLES:
         checks.instance(f"{file} {name} {table}", own.get(table, {}), Mapping, "a table")
-    before = {table: {} for table in TABLES}
+    before: dict[str, Any] = {table: {} for table in TABLES}
     if "like" in own:
         checks.instance(f"{file} {name} like", like := own.pop("like"), str, "a recipe's name")
         before = _merged(file, tables, like, (*heirs, name))
@@ -161,8 +161,8 @@ def _check(place: str, merged: Mapping[str, Any]) -> None:
     given = dict(merged) | {"layer": dict(merged["layer"])}
     checks.choice(f"{place} layer.kind", kind := given["layer"].pop("kind", None), LAYERS)
     layer = LAYERS[kind]
-    readers = {"layer": layer, "initial": INITIALIZERS[layer], "model": ptd.SequenceModel, "optimizer": ptd.Optimizer}
-    for table, reader in readers.items():
+    readers: list[Callable[..., Any]] = [layer, INITIALIZERS[layer], ptd.SequenceModel, ptd.Optimizer]
+    for table, reader in zip(GIVEN, readers, strict=True):
         options = inspect.signature(reader).parameters
         known = options.keys() - GIVEN[table]
         needed = {name for name in known if options[name].default is inspect.Parameter.empty}
