@@ -419,6 +419,16 @@ def test_odd_recipe_file_is_named_with_its_table_and_option(kind, tmp_path):
         recipe.recipe("image", f"{file}:a")
 
 
+def test_recipe_files_are_utf_8_whatever_the_locale(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text(OWN.replace("[a]", '[a]\nnote = "Poincaré"'), encoding="utf-8")
+    code = "import sys; from ptd_conformance.lra import recipe; print(ascii(recipe.recipe('image', sys.argv[1]).note))"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", code, f"{file}:a"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT | plain)
+    assert done.stdout == "'Poincar\\xe9'\n", done.stderr
+
+
 # --- the command
 
 
