@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.server
 import json
+import os
 import shutil
+import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from lra_sources import (
     add,
     cifar_pixels,
@@ -28,7 +33,7 @@ from lra_sources import (
 )
 from PIL import Image
 
-from ptd_conformance.lra import fetch, images, making, official, reviews, store, tasks
+from ptd_conformance.lra import data_command, fetch, images, lock, making, official, reviews, store, tasks
 
 __all__ = ["small_sets"]
 
@@ -250,6 +255,12 @@ DAMAGE = {
         ),
         "expected the set listops-",
     ),
+    "silent manifest": (
+        lambda path: (path.parent / "manifest.json").write_text(
+            (path.parent / "manifest.json").read_text().replace('"layout"', '"lay-out"')
+        ),
+        "expected a manifest with a layout of dense, ragged, nibbles, pairs, got one without",
+    ),
     "cut manifest": (
         lambda path: (path.parent / "manifest.json").write_text('{"format'),
         "expected a manifest.json, got",
@@ -272,7 +283,7 @@ def test_missing_set_names_the_command_that_makes_it(tmp_path):
 
 
 def test_two_sets_of_a_task_are_told_apart_by_no_guess(moved):
-    tasks.TASKS["listops"].make(tasks.Order(moved.parent.parent, moved, samples=30))
+    tasks.TASKS["listops"].make(tasks.Order(moved.parent.parent, moved, samples=50))
     with pytest.raises(ValueError, match=r"expected one made set under .* remove all but one"):
         store.load(moved.parent.parent, "listops")
 
@@ -310,6 +321,164 @@ def test_interrupted_generator_goes_on_and_ends_with_the_same_files(tmp_path, mo
     assert first == second
 
 
+def small_order(base, **options) -> tasks.Order:
+    return tasks.Order(base, base, samples=20, **options)
+
+
+@pytest.fixture
+def whole_set(tmp_path) -> Path:
+    return tasks.TASKS["pathfinder"].make(small_order(tmp_path))
+
+
+def test_set_that_is_there_and_whole_is_not_made_again(whole_set, tmp_path):
+    before, said = (whole_set / "inputs.npy").stat(), []
+    (whole_set.parent / f".{whole_set.name}.partial").mkdir()
+    assert tasks.TASKS["pathfinder"].make(small_order(tmp_path, say=said.append)) == whole_set
+    assert (whole_set / "inputs.npy").stat() == before
+    assert said == [f"{whole_set.name}: already there, every checksum matches"]
+    assert list(whole_set.parent.iterdir()) == [whole_set]
+
+
+@pytest.mark.parametrize("name", ["pathfinder", "image"])
+def test_damaged_set_is_replaced_by_the_one_that_is_made(name, tmp_path, cifar, monkeypatch):
+    write_binary(tmp_path, cifar)
+    monkeypatch.setattr(images, "CIFAR_CONTENT", images.digest(cifar))
+    folder, said = tasks.TASKS[name].make(small_order(tmp_path)), []
+    files = store.check(folder)["files"]
+    (folder / "targets.npy").write_bytes(b"")
+    assert tasks.TASKS[name].make(small_order(tmp_path, say=said.append)) == folder
+    assert store.check(folder)["files"] == files
+    assert said[0].startswith(f"{folder.name}/targets.npy: expected ")
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_full_disk_is_an_error_before_the_first_block(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"^inputs.npy: expected room for 20608 bytes in .* No space left .*; make room"):
+        tasks.TASKS["pathfinder"].make(small_order(tmp_path))
+    assert list(tmp_path.rglob("*.npy")) == []
+
+
+def test_files_of_a_set_have_no_holes(tmp_path):
+    draft = store.Draft(tmp_path, "pathfinder", {})
+    draft.array("inputs", (1 << 20,), np.uint8)
+    assert (draft.folder / "inputs.npy").stat().st_blocks * 512 >= 1 << 20
+
+
+def test_maker_killed_at_its_end_keeps_its_blocks_and_leaves_nothing_foreign(tmp_path, monkeypatch):
+    """Killed while it writes the manifest: an unfinished file stays, and the notes on blocks."""
+
+    def killed(path):
+        (path.parent / ".manifest.json.18009").write_bytes(b"{")
+        raise KeyboardInterrupt
+
+    honest = store.describe
+    monkeypatch.setattr(store, "describe", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tasks.TASKS["pathfinder"].make(small_order(tmp_path))
+    monkeypatch.setattr(store, "describe", honest)
+    from ptd_conformance.lra.pathfinder import Generator
+
+    monkeypatch.delattr(Generator, "parallel")
+    store.check(tasks.TASKS["pathfinder"].make(small_order(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 0}, "samples: expected a positive integer, got 0"),
+        ({"samples": -5}, "samples: expected a positive integer, got -5"),
+        ({"workers": 0}, "workers: expected a positive integer, got 0"),
+        ({"seed": -1}, "seed: expected an integer in 0..2\\^63 - 1, got -1"),
+    ],
+    ids=str,
+)
+def test_numbers_that_make_no_set_are_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        tasks.Order(tmp_path, tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "got"),
+    [
+        ("listops", "3: 3 train, 0 validation, 0 test"),
+        ("pathfinder", "3: 2 train, 0 validation, 1 test"),
+        ("same-film", "20: 16 train, 1 validation, 3 test"),
+    ],
+)
+def test_set_without_a_sample_in_every_split_is_refused(name, got, tmp_path):
+    order = tasks.Order(tmp_path, tmp_path, samples=int(got.partition(":")[0]))
+    with pytest.raises(ValueError, match=rf"^samples: expected at least \d in every split, got {got}; pass more$"):
+        tasks.TASKS[name].make(order)
+
+
+# --- the command
+
+
+def data(*arguments: str, capfd: pytest.CaptureFixture) -> list[str]:
+    """Lines of a call whose output goes to a file."""
+    app = typer.Typer()
+    app.command()(data_command.data)
+    app(list(map(str, arguments)), standalone_mode=False)
+    return capfd.readouterr().out.splitlines()
+
+
+def test_all_sets_are_verified_and_damage_tells_at_the_end(small_sets, tmp_path, capfd):
+    shutil.copytree(store.find(small_sets, "listops"), tmp_path / "made" / store.find(small_sets, "listops").name)
+    shutil.copytree(store.find(small_sets, "mnist"), tmp_path / "made" / store.find(small_sets, "mnist").name)
+    (store.find(tmp_path, "listops") / "tokens.npy").unlink()
+    with pytest.raises(ValueError, match=r"^tasks: expected made sets as they were written, got 1 damaged of 2$"):
+        data("verify", "--root", tmp_path, capfd=capfd)
+    damaged, whole = capfd.readouterr().out.splitlines()
+    assert "tokens.npy: expected a file, got none" in damaged
+    assert whole.endswith(", every checksum matches")
+
+
+def test_lines_are_whole_in_a_file(small_sets, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = data("verify", "--root", small_sets, capfd=capfd)
+    assert (len(lines), all(line.endswith("every checksum matches") for line in lines)) == (len(tasks.TASKS), True)
+
+
+@pytest.mark.parametrize("columns", ["80", None])
+def test_names_of_tasks_and_sets_are_whole_in_a_list(columns, small_sets, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns) if columns else monkeypatch.delenv("COLUMNS", raising=False)
+    listed = "\n".join(data("list", "--root", small_sets, capfd=capfd))
+    names = [*tasks.TASKS, *(folder.name for folder in store.made(small_sets))]
+    assert [name for name in names if f" {name} " not in listed] == []
+    assert columns or "…" not in listed
+
+
+def test_brackets_in_names_are_no_markup(tmp_path, capfd, monkeypatch):
+    base = tmp_path / "a[" / "x]" / "[red]"
+    with pytest.raises(ValueError, match=r"got none"):
+        data("verify", "--root", base, capfd=capfd)
+    monkeypatch.setattr(fetch, "fetch", lambda base, *_: [base / "file"])
+    assert data("fetch", "image", "--root", base, capfd=capfd) == [f"{base}/file: there, its checksum matches"]
+
+
+def test_second_maker_of_a_task_is_refused_in_one_line(tmp_path, capfd):
+    with (
+        lock.alone(tmp_path / "made" / ".pathfinder.lock", "tasks", "a set"),
+        pytest.raises(ValueError, match=r"^tasks: expected a set of pathfinder that no other process works on, got"),
+    ):
+        data("make", "pathfinder", "--samples", "20", "--root", tmp_path, capfd=capfd)
+    data("make", "pathfinder", "--samples", "20", "--root", tmp_path, capfd=capfd)
+    store.check(store.find(tmp_path, "pathfinder"))
+
+
+def test_make_names_the_extra_that_is_missing(tmp_path, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(ImportError, match=r"^ptd data make: needs numba .*pip install \"ptd\[lra\]\"$"):
+        data("make", "pathfinder", "--root", tmp_path, capfd=capfd)
+
+
+# --- parts
+
+
 def test_nibbles_hold_two_tokens_to_a_byte():
     tokens = np.arange(15, dtype=np.uint8)
     manifest = {"length": 20, "pad": 15, "end": 9}
@@ -340,10 +509,13 @@ def server(tmp_path):
         def do_GET(self):
             asked.append(self.headers.get("Range"))
             start = int(asked[-1].removeprefix("bytes=").rstrip("-")) if asked[-1] else 0
+            if start >= len(content):
+                self.send_error(416)
+                return
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
-            self.wfile.write(content[start:])
+            self.wfile.write(content[start : 5000 if self.path.endswith("?cut") else None])
 
         def log_message(self, *_):
             """Say nothing."""
@@ -378,6 +550,43 @@ def test_fetch_goes_on_where_it_was_cut(server, tmp_path, monkeypatch):
     assert (path.read_bytes(), asked) == (content, ["bytes=1000-"])
 
 
+def test_whole_part_only_gets_its_name(server, tmp_path, monkeypatch):
+    url, content, asked = server
+    served(monkeypatch, url, content)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / ".x.bin.part").write_bytes(content)
+    (path,) = fetch.fetch(tmp_path, "image")
+    assert (path.read_bytes(), asked) == (content, [])
+
+
+def test_part_of_another_file_as_long_is_begun_again(server, tmp_path, monkeypatch):
+    url, content, asked = server
+    served(monkeypatch, url, content)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / ".x.bin.part").write_bytes(bytes(len(content)))
+    (path,) = fetch.fetch(tmp_path, "image")
+    assert (path.read_bytes(), asked) == (content, [f"bytes={len(content)}-", None])
+
+
+def test_part_of_a_server_that_closes_early_stays(server, tmp_path, monkeypatch):
+    url, content, asked = server
+    served(monkeypatch, f"{url}?cut", content)
+    with pytest.raises(OSError, match=r"^folder/x.bin: expected .* got 5000 of 10240 bytes; .* goes on from here$"):
+        fetch.fetch(tmp_path, "image")
+    served(monkeypatch, url, content)
+    (path,) = fetch.fetch(tmp_path, "image")
+    assert (path.read_bytes(), asked) == (content, [None, "bytes=5000-"])
+
+
+def test_behind_a_proxy_the_server_is_not_looked_up_here(server, tmp_path, monkeypatch):
+    url, content, _ = server
+    served(monkeypatch, "http://no-such-host.invalid/x", content)
+    monkeypatch.setenv("http_proxy", url.removesuffix("/x"))
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies it was made with
+    (path,) = fetch.fetch(tmp_path, "image")
+    assert path.read_bytes() == content
+
+
 def test_fetched_file_that_does_not_match_is_discarded(server, tmp_path, monkeypatch):
     url, content, _ = server
     served(monkeypatch, url, content[:-1])
@@ -389,6 +598,7 @@ def test_fetched_file_that_does_not_match_is_discarded(server, tmp_path, monkeyp
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/x", "https://no-such-host.invalid/x"])
 def test_without_a_network_fetch_fails_in_a_second_with_one_line(url, tmp_path, monkeypatch):
     served(monkeypatch, url, b"")
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
     began = time.monotonic()
     with pytest.raises(OSError, match=r"^network: expected .* to answer, got .*; copy the file") as found:
         fetch.fetch(tmp_path, "image")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import os
 import subprocess
 import sys
@@ -236,3 +237,39 @@ def test_results_are_written_read_and_tabulated(trained, tmp_path):
 def test_run_that_is_not_complete_is_not_measured(small_sets, tmp_path):
     with pytest.raises(ValueError, match=r"^runs: expected the folder of a complete run, got .*ptd train --resume"):
         Run.selected(tmp_path, load(small_sets, "scifar", 64))
+
+
+def test_result_of_another_kind_is_refused_by_name(tmp_path):
+    path = tmp_path / "robustness-odd.json"
+    path.write_text('{"clean": ')
+    with pytest.raises(ValueError, match=r"^robustness-odd.json: expected a result of ptd robustness, got JSONDecode"):
+        robustness.table(tmp_path)
+    path.write_text('{"clean": 0.5}')
+    with pytest.raises(ValueError, match=r"^robustness-odd.json: expected .*, got backend, .*seed missing; copy it"):
+        robustness.table(tmp_path)
+
+
+@pytest.mark.parametrize("samples", [0, -4])
+def test_noise_needs_samples(trained, samples):
+    with pytest.raises(ValueError, match=f"^samples: expected a positive integer, got {samples}"):
+        robustness.measure(trained[0], samples=samples)
+
+
+def test_layer_whose_steps_are_its_modes_is_not_measured(small_sets, tmp_path):
+    s5 = dataclasses.replace(
+        tiny("scifar", "s4d-learned"),
+        layer={"kind": "s5", "d_model": 4, "d_state": 8},
+    )
+    run = Run(s5, load(small_sets, "scifar", 64), ptd.backend("jax"), 0, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^runs: expected layers with a step for every feature, .* got s5; pass other"
+    ):
+        robustness.measure(run, samples=8)
+
+
+def test_recipe_that_freezes_nothing_is_drawn(trained, tmp_path):
+    found = robustness.measure(trained[0], amplitudes=(), frequencies=(), samples=8)
+    del found["options"]["optimizer"]["frozen"]
+    robustness.write(tmp_path, found)
+    robustness.draw(tmp_path)
+    assert (tmp_path / robustness.FIGURE).exists()

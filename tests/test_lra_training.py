@@ -15,9 +15,10 @@ import pytest
 from lra_sources import Stops, load, small_sets, tiny
 
 import ptd
-from ptd_conformance.lra import checkpoint, clock, recipe, results, store
+from ptd_conformance.lra import checkpoint, clock, lock, recipe, results, store
 from ptd_conformance.lra.retest_command import retest
 from ptd_conformance.lra.tasks import TASKS, Order
+from ptd_conformance.lra.train_command import train as train_here
 from ptd_conformance.lra.training import Diverged, Run
 
 __all__ = ["small_sets"]
@@ -293,6 +294,48 @@ def test_not_a_number_stops_the_run_with_step_and_parameter(small_sets, tmp_path
     assert named in run.model.shapes()
 
 
+def test_run_whose_report_fails_is_saved_and_resumes_as_if_nothing_happened(whole, tmp_path):
+    small, data, folder = whole
+    steps = []
+
+    def report(run, loss):
+        steps.append(run.progress.step)
+        if len(steps) == 3:
+            raise BrokenPipeError
+
+    run = Run(small, data, JAX, 3, tmp_path, report=report)
+    with pytest.raises(BrokenPipeError):
+        run.go(clock.Clock())
+    resumed = Run(small, data, JAX, 3, tmp_path)
+    resumed.restore()
+    assert (resumed.progress.step, resumed.progress.epoch) == (run.progress.step, run.progress.epoch) != (0, 0)
+    assert resumed.go(clock.Clock())
+    assert_same(tmp_path, folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.clear(), r"KeyError\('identity'\)"),
+        (lambda values: values["progress"].update(mood="good"), "also mood"),
+        (lambda values: values["identity"]["recipe"].pop("layer"), "none named layer"),
+    ],
+    ids=["empty", "unknown progress", "no layer"],
+)
+def test_checkpoint_of_no_run_is_refused_by_name(change, message, whole, tmp_path):
+    small, data, folder = whole
+    arrays, values = checkpoint.load(folder)
+    change(values)
+    checkpoint.save(tmp_path, arrays, values)
+    expected = f"^{tmp_path.name}/checkpoint.json: expected the values of a run, got {message}; it is damaged"
+    with pytest.raises(ValueError, match=expected):
+        Run(small, data, JAX, 3, tmp_path).restore()
+    with pytest.raises(ValueError, match=expected):
+        retest([tmp_path], tmp_path, root=tmp_path)
+    with pytest.raises(ValueError, match=expected):
+        Run.selected(tmp_path, data)
+
+
 # --- the clock
 
 
@@ -344,13 +387,46 @@ def test_s5_recipe_of_text_is_the_published_one():
     assert (groups["Lambda_re"].weight_decay, groups["log_step"].lr) == (0, 0.004)
 
 
-def test_unknown_option_of_a_recipe_is_named(tmp_path):
+OWN = (
+    '[a]\nlayer = {kind = "s4d", d_model = 4, d_state = 4}\ninitial = {init = "legs"}\n'
+    "model = {n_layers = 1}\noptimizer = {lr = 0.01}\ntraining = {batch = 8, epochs = 2}\n"
+)
+ODD = {
+    "like itself": ('[a]\nlike = "b"\n[b]\nlike = "a"', "FILE a: expected `like` to end .*, got a like b like a"),
+    "like none": ('[a]\nlike = "b"', r"FILE a: expected a table \[b\] in the file, got none"),
+    "no table": ("a = 3", r"FILE a: expected a table \[a\] in the file, got 3"),
+    "no tables": ("[a]\nlayer = 3", "FILE a layer: expected a table, got 3"),
+    "no TOML": ("[a", "FILE: expected recipes in TOML, got Expected"),
+    "foreign table": (OWN + "layr = {}", "FILE a: expected only initial, layer, .* got also 'layr'"),
+    "no kind": (OWN.replace('kind = "s4d", ', ""), "FILE a layer.kind: expected one of .*, got None"),
+    "d_stat": (OWN.replace("d_state", "d_stat"), "FILE a layer: expected only .*, got also 'd_stat'"),
+    "inti": (OWN.replace("init =", "inti ="), "FILE a initial: expected only dt_max, dt_min, init, got also 'inti'"),
+    "kind of a rule": (OWN.replace("lr =", "kind = 1, lr ="), "FILE a optimizer: expected only .*, got also 'kind'"),
+    "no rate": (OWN.replace("lr = 0.01", ""), "FILE a optimizer: expected at least lr, got no lr"),
+    "warmup": (OWN.replace("batch", "warmup = 1, batch"), "FILE a training: expected only .*, got also 'warmup'"),
+    "no batch": (OWN.replace("batch = 8, ", ""), "FILE a training: expected at least batch, epochs, got no batch"),
+    "batch 0": (OWN.replace("batch = 8", "batch = 0"), "FILE a training.batch: expected a positive integer, got 0"),
+    "text": (OWN.replace("batch = 8", 'batch = "8"'), "FILE a training.batch: expected a positive integer, got '8'"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_recipe_file_is_named_with_its_table_and_option(kind, tmp_path):
+    text, message = ODD[kind]
     file = tmp_path / "own.toml"
-    file.write_text(
-        '[mine]\nlayer = {kind = "s5", d_model = 4, d_state = 4}\ntraining = {batch = 4, epochs = 1, warmup = 2}\n'
-    )
-    with pytest.raises(ValueError, match=r"^image mine: expected the tables .*, got also 'warmup'"):
-        recipe.recipe("image", f"{file}:mine")
+    file.write_text(text)
+    with pytest.raises(ValueError, match="^" + message.replace("FILE", str(file))):
+        recipe.recipe("image", f"{file}:a")
+
+
+def test_recipe_files_are_utf_8_whatever_the_locale(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text(OWN.replace("[a]", '[a]\nnote = "Poincaré"'), encoding="utf-8")
+    code = "import sys; from ptd_conformance.lra import recipe; print(ascii(recipe.recipe('image', sys.argv[1]).note))"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", code, f"{file}:a"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT | plain)
+    assert done.stdout == "'Poincar\\xe9'\n", done.stderr
 
 
 # --- the command
@@ -385,6 +461,95 @@ def test_command_trains_and_leaves_record_curve_and_checkpoint(small_sets, own_r
     again = train("mnist", "--recipe", own_recipe, "--out", str(out), data=small_sets)
     assert (again.returncode, again.stderr.count("\n")) == (1, 1)
     assert "pass --resume or another --out" in again.stderr
+
+
+@pytest.fixture
+def here(small_sets, own_recipe, tmp_path):
+    """The command in this process, on one folder."""
+
+    def call(*, resume: bool = False, **options) -> dict:
+        train_here("mnist", own_recipe, out=tmp_path, root=small_sets, resume=resume, **options)
+        return results.read(tmp_path / "mnist-small-jax-0.json")
+
+    return call
+
+
+def test_resumed_run_keeps_its_note_unless_there_is_a_new_one(here):
+    assert here(note="shared GPU", budget="0.001s")["note"] == "shared GPU"
+    assert here(resume=True)["note"] == "shared GPU"
+    assert here(resume=True, note="another")["note"] == "another"
+
+
+def test_complete_run_that_is_resumed_says_its_result_and_writes_nothing(here, tmp_path, monkeypatch, capsys):
+    here()
+    capsys.readouterr()
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    monkeypatch.setenv("PTD_COMMIT", "another")
+    record = here(resume=True)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    assert "test accuracy" in capsys.readouterr().out
+    noted = here(resume=True, note="later")
+    assert noted == record | {"note": "later"}
+    assert (noted["commit"], noted["sessions"]) != ("another", 2)
+
+
+def test_damaged_record_of_an_intact_checkpoint_is_written_again(here, tmp_path, capsys):
+    record, path = here(note="lost"), tmp_path / "mnist-small-jax-0.json"
+    path.write_text(path.read_text()[:100])
+    assert here(resume=True) == record | {"note": ""}
+    assert "mnist-small-jax-0.json: expected the record of a run, got" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs: expected a positive integer, got 0"),
+        ({"seed": -1}, r"seed: expected an integer in 0..2\^32 - 1, got -1"),
+    ],
+    ids=str,
+)
+def test_numbers_of_no_run_are_refused(options, message, here, tmp_path):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        here(**options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_second_run_in_a_folder_is_refused_in_one_line(here, tmp_path):
+    with (
+        lock.alone(tmp_path / ".lock", "out", "a folder"),
+        pytest.raises(ValueError, match=r"^out: expected a folder that no other process works on, got one that holds"),
+    ):
+        here()
+    assert not (tmp_path / "checkpoint.json").exists()
+
+
+def test_lock_ends_with_the_process_that_holds_it(tmp_path):
+    code = "import sys, os; from pathlib import Path; from ptd_conformance.lra import lock\n"
+    code += "with lock.alone(Path(sys.argv[1]), 'out', 'a folder'): os._exit(0)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / ".lock")], check=True, env=ENVIRONMENT)
+    with lock.alone(tmp_path / ".lock", "out", "a folder"):
+        assert (tmp_path / ".lock").exists()
+
+
+def test_train_names_the_extra_that_is_missing_before_it_trains(here, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"^ptd train: needs matplotlib .*pip install \"ptd\[lra\]\"$"):
+        here()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_whose_reader_is_gone_says_so_and_is_saved(small_sets, own_recipe, tmp_path):
+    code = "from ptd.cli import main; main()"
+    command = [sys.executable, "-c", code, "train", "mnist", "--recipe", own_recipe, "--out", str(tmp_path)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = ENVIRONMENT | {"PTD_DATA": str(small_sets), "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (
+        1,
+        ["ptd: output: expected a reader, got a closed pipe; write it to a file"],
+    )
 
 
 def test_command_trains_with_narrower_activations_and_says_so(small_sets, own_recipe, tmp_path):

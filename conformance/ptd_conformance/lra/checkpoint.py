@@ -82,7 +82,7 @@ def _manifest(folder: Path) -> tuple[list[str], dict[str, Any]] | None:
     if not (folder / MANIFEST).exists():
         return None
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return manifest["pieces"], manifest["values"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{MANIFEST}: expected a checkpoint, got {error!r}; it is damaged, use a copy") from error

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ptd import checks
+from ptd import checks, extras
 
 
 def data(
@@ -28,45 +28,59 @@ def data(
     official: Annotated[bool, typer.Option(help="read a generated task's released files instead")] = False,
 ) -> None:
     """List, fetch, make or verify the data sets of the Long Range Arena."""
-    from rich.console import Console
-
     from . import store
-    from .tasks import TASKS, Order
+    from .console import Lines
+    from .tasks import TASKS
 
     checks.choice("action", action, ("list", "fetch", "make", "verify"))
     for name in tasks or ():
         checks.choice("tasks", name, TASKS)
     if action in ("fetch", "make") and not tasks:
         raise checks.fail("tasks", "at least one", "none", f"name some of {', '.join(TASKS)}")
-    base, console = store.root(root), Console()
+    base, console = store.root(root), Lines()
     if action == "list":
         _list(console, base, tasks or list(TASKS))
     elif action == "verify":
         _verify(console, base, tasks)
+    options: dict[str, Any] = {"seed": seed, "samples": samples, "workers": workers, "official": official}
     for name in tasks or () if action in ("fetch", "make") else ():
         with _progress(console, name) as report:
             if action == "fetch":
-                from .fetch import fetch
+                _fetch(console, base, name, report)
+            else:
+                _make(console, base, name, options | {"source": source or base, "report": report})
 
-                for path in fetch(base, name, lambda _, done, total: report(done, total)):
-                    console.print(f"{path}: there, its checksum matches")
-                continue
-            order = Order(base, source or base, seed, samples, workers, official, report)
-            console.print(_line(TASKS[name].make(order)))
+
+def _fetch(console: Any, base: Path, name: str, report: Any) -> None:
+    from .fetch import fetch
+
+    for path in fetch(base, name, lambda _, done, total: report(done, total)):
+        console.line(f"{path}: there, its checksum matches")
+
+
+def _make(console: Any, base: Path, name: str, options: dict[str, Any]) -> None:
+    from . import lock
+    from .tasks import TASKS, Order
+
+    for module in ("numba", "PIL"):
+        extras.require(module, "ptd data make", "lra")
+    with lock.alone(base / "made" / f".{name}.lock", "tasks", f"a set of {name}"):
+        console.line(_line(TASKS[name].make(Order(base, **options, say=console.line))))
 
 
 def _list(console: Any, base: Path, names: list[str]) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from . import store
     from .fetch import ELSEWHERE
     from .tasks import TASKS
 
-    table = Table("task", "what", "length", "classes", "made set", "files to fetch")
+    task, made_set = (Column(name, no_wrap=True, overflow="fold") for name in ("task", "made set"))  # never cut
+    table = Table(task, "what", "length", "classes", made_set, "files to fetch")
     for name in names:
-        task, found = TASKS[name], store.made(base, name)
-        made = ", ".join(folder.name for folder in found) or "none"
-        table.add_row(name, task.title, str(task.length), str(task.classes), made, "no" if name in ELSEWHERE else "yes")
+        what, found = TASKS[name], store.made(base, name)
+        made = "\n".join(folder.name for folder in found) or "none"
+        table.add_row(name, what.title, str(what.length), str(what.classes), made, "no" if name in ELSEWHERE else "yes")
     console.print(table)
 
 
@@ -76,15 +90,23 @@ def _verify(console: Any, base: Path, names: list[str] | None) -> None:
     folders = [folder for name in names or [None] for folder in store.made(base, name)]  # type: ignore[list-item]
     if not folders:
         raise checks.fail("tasks", f"made sets under {base / 'made'}", "none", "ptd data make TASK")
+    damaged = 0
     for folder in folders:
-        store.check(folder)
-        console.print(_line(folder) + ", every checksum matches")
+        try:
+            store.check(folder)
+        except ValueError as error:
+            damaged += 1
+            console.line(f"{error}")
+        else:
+            console.line(f"{_line(folder)}, every checksum matches")
+    if damaged:
+        raise checks.fail("tasks", "made sets as they were written", f"{damaged} damaged of {len(folders)}")
 
 
 def _line(folder: Path) -> str:
     import json
 
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     size = sum(file["bytes"] for file in manifest["files"].values()) / 2**20
     splits = ", ".join(f"{count} {name}" for name, count in manifest["splits"].items())
     return f"{folder.name}: {splits}; {size:.1f} MiB in {len(manifest['files'])} files"
@@ -92,9 +114,10 @@ def _line(folder: Path) -> str:
 
 @contextmanager
 def _progress(console: Any, name: str) -> Iterator[Any]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total or None)
+    from .console import bar
+
+    with bar(console, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as shown:
+        task = shown.add_task(name, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total or None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import socket
 import threading
 import urllib.error
@@ -14,6 +15,8 @@ from typing import NamedTuple
 
 #: Seconds within which a server has to answer.
 PATIENCE = 1.0
+#: What a server answers that is asked to go on at or after a file's end.
+NOTHING_BEYOND = 416
 
 
 class File(NamedTuple):
@@ -79,7 +82,7 @@ def fetch(
 
     Raises:
         ValueError: the task has none, or what came is not the published file.
-        OSError: the server does not answer.
+        OSError: the server does not answer, or not to the end.
     """
     if task in ELSEWHERE:
         raise ValueError(f"{task}: expected a task with files to fetch, got one without; {ELSEWHERE[task]}")
@@ -89,9 +92,24 @@ def fetch(
 def _file(path: Path, file: File, report: Callable[[str, int, int], None]) -> Path:
     if path.exists() and _md5(path) == file.md5:
         return path
-    reach(file.url)
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not (part.exists() and _md5(part) == file.md5):  # whole, where only its name was missing
+        if not _through_proxy(file.url):
+            reach(file.url)
+        _continue(part, file, report)
+    if (got := _md5(part)) != file.md5:
+        part.unlink()
+        raise ValueError(f"{file.name}: expected MD5 {file.md5}, got {got}; the file was discarded, fetch it again")
+    return part.replace(path)
+
+
+def _continue(part: Path, file: File, report: Callable[[str, int, int], None]) -> None:
+    """Download what a part lacks.
+
+    Raises:
+        OSError: the server does not answer, or closes early; the part stays.
+    """
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(file.url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -103,14 +121,25 @@ def _file(path: Path, file: File, report: Callable[[str, int, int], None]) -> Pa
             while block := answer.read(1 << 20):
                 out.write(block)
                 report(file.name, out.tell(), total)
-    except urllib.error.URLError as error:
-        raise OSError(
-            f"{file.name}: expected {file.url} to answer, got {error}; try again, it goes on from here"
-        ) from error
-    if (got := _md5(part)) != file.md5:
-        part.unlink()
-        raise ValueError(f"{file.name}: expected MD5 {file.md5}, got {got}; the file was discarded, fetch it again")
-    return part.replace(path)
+            if (got := out.tell()) < total:
+                raise ConnectionError(f"{got} of {total} bytes")
+    except urllib.error.HTTPError as error:
+        if error.code != NOTHING_BEYOND or not have:
+            raise _cut(file, error) from error
+        part.unlink()  # as long as the file or longer, and another
+        _continue(part, file, report)
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        raise _cut(file, error) from error
+
+
+def _cut(file: File, error: Exception) -> OSError:
+    return OSError(f"{file.name}: expected {file.url} to answer, got {error}; try again, it goes on from here")
+
+
+def _through_proxy(url: str) -> bool:
+    """Whether somebody else looks up the server and connects to it."""
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(str(parts.hostname))
 
 
 def reach(url: str) -> None:

@@ -142,7 +142,7 @@ def _sheets(path: Path) -> Images:
     """A lossless sheet of 32 x 32 tiles, row by row, for every batch, and labels.json."""
     from PIL import Image
 
-    labels = json.loads((path / "labels.json").read_text())
+    labels = json.loads((path / "labels.json").read_text(encoding="utf-8"))
     parts = []
     for name in BATCHES:
         with Image.open(path / f"{name}.webp") as sheet:

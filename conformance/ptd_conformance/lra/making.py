@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ptd import checks
 
 from . import reviews, store
 
@@ -29,6 +31,10 @@ class Order:
         workers: threads of a generator.
         official: read the released files of a generated task instead.
         report: called with (samples made, samples in all).
+        say: called with a line where a set is there already, or is made again.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     base: Path
@@ -38,6 +44,17 @@ class Order:
     workers: int = 2
     official: bool = False
     report: Report = lambda done, total: None
+    say: Callable[[str], None] = lambda line: None
+
+    def __post_init__(self) -> None:
+        if self.samples is not None:
+            checks.positive_integer("samples", self.samples)
+        checks.positive_integer("workers", self.workers)
+        checks.number("seed", self.seed, 0, 1 << 63, "an integer in 0..2^63 - 1")
+
+    def there(self, task: str, made_from: Mapping[str, Any]) -> Path | None:
+        """See store.there."""
+        return store.there(self.base, task, made_from, self.say)
 
 
 # --- generated
@@ -52,8 +69,9 @@ def listops(order: Order) -> Path:
         made_from = {"released": official.LISTOPS, "content": _content(trees.tokens, trees.values)}
     else:
         count = order.samples or 100_000
-        made_from = {"generator": "listops 1", "seed": order.seed, "samples": count}
-        sizes = _sizes(count, 0.96, 0.02)
+        made_from, sizes = {"generator": "listops 1", "seed": order.seed, "samples": count}, _sizes(count, 0.96, 0.02)
+        if found := order.there("listops", made_from):
+            return found
         trees = listops.generate(count, order.seed, workers=order.workers, report=order.report)
     facts = {
         "layout": "nibbles",
@@ -87,8 +105,10 @@ def _draw(order: Order, task: str, side: int) -> Path:
     from .pathfinder_tables import STYLES
 
     count = order.samples or 200_000
-    generator = Generator(STYLES[task], order.seed)
-    draft = store.Draft(order.base, task, {"generator": f"{task} 1", "seed": order.seed, "samples": count})
+    made_from, sizes = {"generator": f"{task} 1", "seed": order.seed, "samples": count}, _sizes(count, 0.8, 0.1)
+    if found := order.there(task, made_from):
+        return found
+    generator, draft = Generator(STYLES[task], order.seed), store.Draft(order.base, task, made_from)
     inputs = draft.array("inputs", (count, side * side), np.uint8)
     targets = draft.array("targets", (count,), np.uint8)
     done, block = draft.finished(), max(1, BLOCK // side**2)
@@ -98,7 +118,6 @@ def _draw(order: Order, task: str, side: int) -> Path:
             inputs[rows], targets[rows] = generator.parallel(first, rows.stop - first, order.workers)
             draft.mark(number, inputs, targets)
         order.report(rows.stop, count)
-    sizes = _sizes(count, 0.8, 0.1)
     return draft.finish(sizes, **_DENSE, full=_is_full(sizes, task))
 
 
@@ -107,8 +126,10 @@ def _draw(order: Order, task: str, side: int) -> Path:
 
 def text(order: Order) -> Path:
     """Text: the reviews; a tenth of the training half is held out to select on."""
-    found = reviews.read(order.source)
-    texts, labels, train = _columns(found)
+    made_from = {"content": reviews.CONTENT, "seed": order.seed, "samples": order.samples}
+    if there := order.there("text", made_from):
+        return there
+    texts, labels, train = _columns(reviews.read(order.source))
     characters = reviews.vocabulary(text for text, row in zip(texts, train, strict=True) if row)
     rng = np.random.default_rng(order.seed)
     apart = np.zeros(len(texts), bool)
@@ -116,7 +137,6 @@ def text(order: Order) -> Path:
     rows = _thinned([np.flatnonzero(part) for part in (train & ~apart, apart, ~train)], order.samples)
     chosen = np.concatenate(rows)
     tokens, lengths = reviews.encode([texts[row] for row in chosen], characters, 4095)
-    made_from = {"content": reviews.CONTENT, "seed": order.seed, "samples": order.samples}
     arrays = {"tokens": tokens, "lengths": lengths, "targets": labels[chosen]}
     sizes = dict(zip(store.SPLITS, map(len, rows), strict=True))
     facts = _RAGGED | {"length": 4096, "d_input": len(characters) + reviews.SPECIALS, "characters": characters}
@@ -125,6 +145,10 @@ def text(order: Order) -> Path:
 
 def same_film(order: Order) -> Path:
     """Pairs of reviews; those of a tenth of the training films are for validation, so that no film is in two splits."""
+    made_from = {"content": reviews.CONTENT, "pairs": "same film 1", "seed": order.seed, "samples": order.samples}
+    counts = _sizes(order.samples or 60_000, 0.8, 0.05, least=2)
+    if there := order.there("same-film", made_from):
+        return there
     found = reviews.read(order.source)
     texts, labels, train = _columns(found)
     films = np.array([review.film for review in found])
@@ -133,7 +157,6 @@ def same_film(order: Order) -> Path:
     names = np.unique(films[train])
     apart = np.isin(films, rng.choice(names, size=len(names) // 10, replace=False))
     parts = [np.flatnonzero(part) for part in (train & ~apart, train & apart, ~train & ~np.isin(films, names))]
-    counts = _sizes(order.samples or 60_000, 0.8, 0.05)
     pairs, same = [], []
     for rows, count in zip(parts, counts.values(), strict=True):
         drawn, is_same = reviews.same_film_pairs(films[rows], labels[rows].astype(np.int64), count // 2 * 2, rng)
@@ -143,7 +166,6 @@ def same_film(order: Order) -> Path:
     tokens, lengths = reviews.encode([texts[row] for row in used], characters, 3999)
     arrays = {"tokens": tokens, "lengths": lengths, "targets": np.concatenate(same)}
     arrays["pairs"] = numbers.reshape(-1, 2).astype(np.uint32)
-    made_from = {"content": reviews.CONTENT, "pairs": "same film 1", "seed": order.seed, "samples": order.samples}
     sizes = dict(zip(store.SPLITS, map(len, same), strict=True))
     facts = _RAGGED | {"layout": "pairs", "length": 4000, "d_input": len(characters) + reviews.SPECIALS}
     return store.write(order.base, "same-film", made_from, arrays, sizes, **facts, full=order.samples is None)
@@ -166,6 +188,10 @@ def images(order: Order, task: str) -> Path:
     from . import images
 
     is_mnist = task in ("mnist", "pmnist")
+    content = images.MNIST_CONTENT if is_mnist else images.CIFAR_CONTENT
+    made_from = {"content": content, "seed": order.seed, "samples": order.samples}
+    if there := order.there(task, made_from):
+        return there
     found = images.mnist(order.source) if is_mnist else images.cifar10(order.source)
     rng = np.random.default_rng(order.seed)
     train, apart = rng.permutation(found.train), found.train // (12 if is_mnist else 10)
@@ -176,11 +202,10 @@ def images(order: Order, task: str) -> Path:
     pixels = pixels.reshape(len(chosen), pixels.shape[1] * pixels.shape[2], *pixels.shape[3:])
     if task == "pmnist":
         pixels = pixels[:, np.random.default_rng([order.seed, 1]).permutation(pixels.shape[1])]
-    made_from = {"content": images.MNIST_CONTENT if is_mnist else images.CIFAR_CONTENT, "seed": order.seed}
     arrays = {"inputs": pixels, "targets": found.labels[chosen]}
     sizes = dict(zip(store.SPLITS, map(len, rows), strict=True))
     facts = _DENSE | {"d_input": 3 if task == "scifar" else 1, "full": order.samples is None}
-    return store.write(order.base, task, made_from | {"samples": order.samples}, arrays, sizes, **facts)
+    return store.write(order.base, task, made_from, arrays, sizes, **facts)
 
 
 # --- parts
@@ -204,9 +229,13 @@ def _is_full(sizes: dict[str, int], task: str) -> bool:
     return tuple(sizes.values()) == _FULL[task]
 
 
-def _sizes(count: int, train: float, validation: float) -> dict[str, int]:
+def _sizes(count: int, train: float, validation: float, least: int = 1) -> dict[str, int]:
     sizes = [round(count * train), round(count * validation)]
-    return dict(zip(store.SPLITS, [*sizes, count - sum(sizes)], strict=True))
+    found = dict(zip(store.SPLITS, [*sizes, count - sum(sizes)], strict=True))
+    if min(found.values()) < least:
+        got = f"{count}: " + ", ".join(f"{size} {name}" for name, size in found.items())
+        raise checks.fail("samples", f"at least {least} in every split", got, "pass more")
+    return found
 
 
 def _thinned(parts: list[NDArray], samples: int | None) -> list[NDArray]:

@@ -7,8 +7,10 @@ recipe of the same file whose values hold where a table says nothing else; `of` 
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,12 +21,20 @@ from numpy.typing import NDArray
 
 import ptd
 from ptd import checks
+from ptd.initialization import INITIALIZERS
 from ptd.layers import LAYERS
 
 from .tasks import TASKS, task
 
 TABLES = ("layer", "initial", "model", "optimizer", "training")
 TRAINING = {"batch", "epochs", "warmup_epochs", "warmup_steps"}
+#: What is given besides by the code to what reads a table.
+GIVEN: dict[str, set[str]] = {
+    "layer": set(),
+    "initial": {"layer", "rng"},
+    "model": {"layer", "d_input", "d_output"},
+    "optimizer": {"total_steps", "warmup_steps"},
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,6 @@ class Recipe:
         """The model for a set of d_input features or tokens."""
         what = task(self.task)
         kind, fields = self.layer["kind"], {n: v for n, v in self.layer.items() if n != "kind"}
-        checks.choice("layer.kind", kind, LAYERS)
         ends = {"input": what.input, "encoder": "embedding" if what.input is None else "linear", "pair": what.pair}
         return ptd.SequenceModel(
             LAYERS[kind](**fields), d_input=d_input, d_output=what.classes, **{**ends, **self.model}
@@ -77,7 +86,8 @@ class Recipe:
         total = steps_per_epoch * epochs
         warm_up = self.training.get("warmup_steps", self.training.get("warmup_epochs", 0) * steps_per_epoch)
         options = dict(self.optimizer)
-        options["frozen"] = tuple(options.get("frozen", ()))
+        if isinstance(frozen := options.get("frozen"), list):
+            options["frozen"] = tuple(frozen)
         return ptd.Optimizer(total_steps=total, warmup_steps=min(warm_up, total - 1), **options)
 
     def leaves(self, model: ptd.SequenceModel, seed: int) -> dict[str, NDArray[np.float64]]:
@@ -98,20 +108,14 @@ def recipe(task_name: str, name: str) -> Recipe:
     """A recipe by the names of its task and itself, or as FILE.toml:NAME.
 
     Raises:
-        ValueError: there is none of that name, or its file has an option nobody reads.
+        ValueError: there is none of that name, or its file is no recipe's: lacks an option, or has one nobody reads.
     """
     task(task_name)
-    file, _, own = name.rpartition(":")
-    if file:
-        tables, name = tomllib.loads(Path(file).read_text()), own
-    else:
-        tables = _file(task_name)
+    file, _, name = name.rpartition(":")
+    tables = _own(Path(file)) if file else _file(task_name)
     checks.choice("recipe", name, tables)
-    merged = _merged(tables, name)
-    if unknown := merged.keys() - {*TABLES, "of", "note"} | merged["training"].keys() - TRAINING:
-        raise ValueError(
-            f"{task_name} {name}: expected the tables {', '.join(TABLES)}, got also {sorted(unknown)[0]!r}"
-        )
+    merged = _merged(file or task_name, tables, name)
+    _check(f"{file or task_name} {name}", merged)
     return Recipe(task_name, name, merged.get("of", ""), merged.get("note", ""), *(merged[t] for t in TABLES))
 
 
@@ -121,14 +125,58 @@ def _file(task_name: str) -> dict[str, Any]:
     path = files(__package__) / "recipes" / f"{shared.get(task_name, task_name)}.toml"
     if not path.is_file():
         raise checks.fail("task", f"one with recipes, of {', '.join(TASKS)}", repr(task_name))
-    return tomllib.loads(path.read_text())
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
-def _merged(tables: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _own(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise checks.fail(f"{path}", "recipes in TOML", error) from error
+
+
+def _merged(file: str, tables: Mapping[str, Any], name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe's tables over those it is like."""
-    own = dict(tables[name])
-    before = _merged(tables, own.pop("like")) if "like" in own else {table: {} for table in TABLES}
+    if name in heirs:
+        raise checks.fail(f"{file} {name}", "`like` to end at some recipe", " like ".join((*heirs, name)), "drop one")
+    if not isinstance(found := tables.get(name), Mapping):
+        got = "none" if found is None else repr(found)
+        raise checks.fail(f"{file} {(*heirs, name)[0]}", f"a table [{name}] in the file", got)
+    own = dict(found)
+    for table in TABLES:
+        checks.instance(f"{file} {name} {table}", own.get(table, {}), Mapping, "a table")
+    before: dict[str, Any] = {table: {} for table in TABLES}
+    if "like" in own:
+        checks.instance(f"{file} {name} like", like := own.pop("like"), str, "a recipe's name")
+        before = _merged(file, tables, like, (*heirs, name))
     return {
         key: {**before[key], **own.get(key, {})} if key in TABLES else own.get(key, before.get(key))
         for key in before.keys() | own.keys()
     }
+
+
+def _check(place: str, merged: Mapping[str, Any]) -> None:
+    """Raise unless every table has what it needs, and nothing that is not read; values are checked by their readers."""
+    _check_names(place, merged, {*TABLES, "of", "note"}, set())
+    given = dict(merged) | {"layer": dict(merged["layer"])}
+    checks.choice(f"{place} layer.kind", kind := given["layer"].pop("kind", None), LAYERS)
+    layer = LAYERS[kind]
+    readers: list[Callable[..., Any]] = [layer, INITIALIZERS[layer], ptd.SequenceModel, ptd.Optimizer]
+    for table, reader in zip(GIVEN, readers, strict=True):
+        options = inspect.signature(reader).parameters
+        known = options.keys() - GIVEN[table]
+        needed = {name for name in known if options[name].default is inspect.Parameter.empty}
+        _check_names(f"{place} {table}", given[table], known, needed)
+    training = merged["training"]
+    _check_names(f"{place} training", training, TRAINING, {"batch", "epochs"})
+    for name in ("batch", "epochs"):
+        checks.positive_integer(f"{place} training.{name}", training[name])
+    for name in training.keys() - {"batch", "epochs"}:
+        checks.number(f"{place} training.{name}", training[name], 0, math.inf, "a number >= 0")
+
+
+def _check_names(place: str, given: Iterable[str], known: Iterable[str], needed: Set[str]) -> None:
+    if unknown := sorted(set(given) - set(known)):
+        raise checks.fail(place, f"only {', '.join(sorted(known))}", f"also {unknown[0]!r}")
+    if lacking := sorted(needed - set(given)):
+        raise checks.fail(place, f"at least {', '.join(sorted(needed))}", f"no {lacking[0]}")

@@ -100,10 +100,24 @@ def write(path: Path, record: Record) -> None:
     replace_file(path, f'{head[:-2]},\n "curve": [\n  {rows}\n ]\n}}\n'.encode())
 
 
-def renew(path: Path, record: Record) -> None:
-    """Write the record of a run over an earlier one; what `ptd retest` found of a run that was complete stays."""
-    before = read(path) if path.exists() else {}
-    write(path, record | {name: before[name] for name in ("further",) if name in before})
+def renew(path: Path, record: Record) -> str:
+    """Write the record of a run over an earlier one; what `ptd retest` found stays, and the note if none is new.
+
+    Returns:
+        Why the earlier one could not be read and what it had is lost, or "".
+    """
+    before, lost = earlier(path)
+    kept = {name: before[name] for name in ("further",) if name in before}
+    write(path, record | kept | {"note": record["note"] or before.get("note", "")})
+    return lost
+
+
+def earlier(path: Path) -> tuple[Record, str]:
+    """The record that is there, if any, and why it cannot be read, or "": a run can write its record again."""
+    try:
+        return read(path) if path.exists() else {}, ""
+    except ValueError as error:
+        return {}, str(error)
 
 
 def read(path: Path) -> Record:
@@ -113,7 +127,7 @@ def read(path: Path) -> Record:
         ValueError: it is none of this format, or of an unknown task or state.
     """
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         known = record["lra"] == FORMAT and record["task"] in TASKS and record["state"] in STATES
         missing = {"recipe", "of", "backend", "device", "seed", "epochs", "full", "test", "curve"} - record.keys()
     except (ValueError, KeyError, TypeError) as error:

@@ -21,14 +21,13 @@ def retest(
 
     Every sample of the further set counts, whichever split it is in. The run's record says what was found.
     """
-    from rich.console import Console
-
     from ptd import checks
 
     from . import results, store
+    from .console import Lines
     from .training import Run
 
-    console = Console(highlight=False)
+    console = Lines()
     tasks = sorted({_task(folder) for folder in runs})
     if len(tasks) != 1:
         raise checks.fail("runs", "runs of one task", ", ".join(tasks), "one call a task")
@@ -43,7 +42,7 @@ def retest(
         found = {"key": other.key, "made_from": other.manifest["made_from"], "samples": samples, "accuracy": accuracy}
         results.write(path, results.read(path) | {"further": found})
         error = results.sampling_error(accuracy, samples)
-        console.print(f"{path.stem}: {100 * accuracy:.2f} % of {samples}, standard error {100 * error:.2f}")
+        console.line(f"{path.stem}: {100 * accuracy:.2f} % of {samples}, standard error {100 * error:.2f}")
 
 
 def _check_unseen(own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
@@ -61,8 +60,8 @@ def _check_unseen(own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
 def _task(folder: Path) -> str:
     from ptd import checks
 
-    from . import checkpoint
+    from .training import saved
 
-    if (found := checkpoint.values_of(folder)) is None:
+    if (found := saved(folder)) is None:
         raise checks.fail("runs", "folders of complete runs", folder, "ptd train")
     return found["identity"]["recipe"]["task"]

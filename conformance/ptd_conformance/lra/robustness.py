@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptd import checks
+from ptd.layers import S5
 from ptd.parameters import replace_file
 from ptd.quickstart import last_spike, wave
 
@@ -52,7 +54,13 @@ def measure(
 
     Returns:
         A record with accuracies in [0, 1].
+
+    Raises:
+        ValueError: no samples, or a layer that the noise is not made for.
     """
+    checks.positive_integer("samples", samples)
+    if isinstance(run.model.layer, S5):  # its steps are its modes'
+        raise checks.fail("runs", "layers with a step for every feature, which the noise follows", "s5", "pass others")
     w_0, leaves = last_spike(run.model.layer.d_state), run.learner.parameters()
     frequencies_of = [np.abs(leaves[f"blocks.{i}.layer.Lambda_im"]) for i in range(run.model.n_layers)]
     points = [(0.0, 1.0), *((a, 1.0) for a in amplitudes), *((AMPLITUDE, f) for f in frequencies)]
@@ -117,7 +125,7 @@ def picture(found: Sequence[Result]) -> bytes:
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, result in enumerate(found):
-        frozen = result["options"]["optimizer"]["frozen"]
+        frozen = result["options"]["optimizer"].get("frozen")
         style = {"color": f"C{i}", "marker": ".", "linestyle": "-" if frozen else "--"}
         label = f"{result['recipe']}, seed {result['seed']}"
         by_amplitude = [[0.0, result["clean"]], *result["by_amplitude"]]
@@ -136,8 +144,29 @@ def picture(found: Sequence[Result]) -> bytes:
 
 
 def read_all(folder: Path) -> list[Result]:
-    """The robustness results of a folder, in the order of their names."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{KIND}-*.json"))]
+    """The robustness results of a folder, in the order of their names.
+
+    Raises:
+        ValueError: a file is none; it is named.
+    """
+    return [_read(path) for path in sorted(folder.glob(f"{KIND}-*.json"))]
+
+
+#: What is said of every result.
+_NEEDED = {"recipe", "backend", "device", "seed", "epochs", "full", "note", "options", "clean"}
+_NEEDED |= {"by_amplitude", "by_frequency"}
+
+
+def _read(path: Path) -> Result:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        missing = _NEEDED - result.keys()
+    except (ValueError, AttributeError) as error:
+        raise checks.fail(path.name, "a result of ptd robustness", repr(error), "copy it again") from error
+    if missing:
+        got = f"{', '.join(sorted(missing))} missing"
+        raise checks.fail(path.name, "a result of ptd robustness", got, "copy it again")
+    return result
 
 
 def table(folder: Path) -> list[dict[str, Any]]:

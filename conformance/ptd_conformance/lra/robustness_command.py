@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,23 +22,23 @@ def robustness(
     root: Annotated[Path | None, typer.Option(help="the data folder; PTD_DATA by default")] = None,
 ) -> None:
     """Test trained classifiers under noise at S4D's last spike, by amplitude and by frequency."""
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
     from rich.table import Table
 
     from . import robustness as noise
     from . import store
+    from .console import Lines, bar
     from .training import Run
 
-    console, data = Console(), None
+    console, data = Lines(), None
     for folder in runs or ():
         data = data or store.load(store.root(root), "scifar")
         run = Run.selected(folder, data, backend)
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task(folder.name)
+        with bar(console, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()) as shown:
+            task = shown.add_task(folder.name)
 
-            def report(done: int, total: int, bar: Progress = bar, task: TaskID = task) -> None:
-                bar.update(task, completed=done, total=total)
+            def report(done: int, total: int, shown: Any = shown, task: Any = task) -> None:
+                shown.update(task, completed=done, total=total)
 
             noise.write(out, noise.measure(run, samples=samples, report=report))
     noise.draw(out)
@@ -47,4 +47,4 @@ def robustness(
         for row in part["rows"]:
             table.add_row(*map(str, row))
         console.print(table)
-    console.print(f"wrote {out}")
+    console.line(f"wrote {out}")

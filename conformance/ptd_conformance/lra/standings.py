@@ -55,7 +55,7 @@ class Standing:
 
 def targets() -> dict[str, Any]:
     """targets.toml: published accuracies by model and task, runs that are due, and notes."""
-    return tomllib.loads((files(__package__) / "targets.toml").read_text())
+    return tomllib.loads((files(__package__) / "targets.toml").read_text(encoding="utf-8"))
 
 
 def standings(records: Iterable[Record]) -> list[Standing]:

@@ -8,11 +8,12 @@ grows under another name. It may be copied anywhere; nothing in it names a place
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,11 +92,13 @@ class Draft:
             if found.shape == shape and found.dtype == dtype:
                 return found
         self._progress.unlink(missing_ok=True)
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        made = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        _fill_holes(path)
+        return made
 
     def finished(self) -> set[int]:
         """Numbers of the blocks that are on disk."""
-        return set(json.loads(self._progress.read_text())) if self._progress.exists() else set()
+        return set(json.loads(self._progress.read_text(encoding="utf-8"))) if self._progress.exists() else set()
 
     def mark(self, block: int, *arrays: NDArray) -> None:
         """Note a block as done, after its arrays have reached the disk."""
@@ -104,18 +107,60 @@ class Draft:
         replace_file(self._progress, json.dumps(sorted(self.finished() | {block})).encode())
 
     def finish(self, sizes: Mapping[str, int], **facts: Any) -> Path:
-        """Checksum every file, write the manifest, and give the folder its name.
+        """Checksum every file, write the manifest, and give the folder its name, in the place of a damaged set.
 
         Args:
             sizes: samples of each split, in the order in which they lie in the files.
             facts: layout, d_input and whatever the layout needs.
         """
-        self._progress.unlink(missing_ok=True)
         files = {path.name: describe(path) for path in sorted(self.folder.glob("*.npy"))}
         manifest = {"format": FORMAT, "task": self.task, "made_from": self.made_from, "splits": dict(sizes)} | facts
         replace_file(self.folder / "manifest.json", json.dumps(manifest | {"files": files}, indent=1).encode())
-        self.folder.rename(self.final)
+        # Only now are the notes on blocks no longer needed; a killed maker may have left unfinished ones.
+        for path in self.folder.iterdir():
+            if path.name not in files and path.name != "manifest.json":
+                path.unlink()
+        self._take_place()
         return self.final
+
+    def _take_place(self) -> None:
+        old = self.final.with_name(f".{self.final.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.final.exists():
+            self.final.rename(old)
+        self.folder.rename(self.final)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _fill_holes(path: Path) -> None:
+    """Take the room of a file that was made with holes: a memory map that finds the disk full kills the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    size = path.stat().st_size
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # the file system cannot
+            return
+        path.unlink()
+        expected = f"{path.name}: expected room for {size} bytes in {path.parent}"
+        raise OSError(f"{expected}, got {error}; make room or use another --root") from error
+
+
+def there(base: Path, task: str, made_from: Mapping[str, Any], say: Callable[[str], None]) -> Path | None:
+    """The set if it is there and whole; None, and why is said, if it has to be made again."""
+    draft = Draft(base, task, made_from)
+    if not draft.final.exists():
+        return None
+    try:
+        check(draft.final)
+    except ValueError as error:
+        say(f"{error}: that is done now")
+        return None
+    shutil.rmtree(draft.folder, ignore_errors=True)
+    say(f"{draft.final.name}: already there, every checksum matches")
+    return draft.final
 
 
 def write(
@@ -168,18 +213,28 @@ def check(folder: Path) -> dict[str, Any]:
         ValueError: a file is missing, truncated, changed or foreign; it is named.
     """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         files, named, format_ = manifest["files"], key(manifest["task"], manifest["made_from"]), manifest["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder.name}: expected a manifest.json, got {error!r}; make the set again") from error
     if format_ != FORMAT or named != folder.name:
         raise ValueError(f"{folder.name}: expected the set {named} of format {FORMAT}, got format {format_}; remake it")
+    if missing := _unsaid(manifest):
+        raise ValueError(f"{folder.name}: expected a manifest with {missing}, got one without; make the set again")
     for name, expected in files.items():
         _check_file(folder / name, expected)
     for path in folder.iterdir():
         if path.name not in files and path.name != "manifest.json":
             raise ValueError(f"{folder.name}: expected the manifest's files, got also {path.name}; remove it")
     return manifest
+
+
+def _unsaid(manifest: Mapping[str, Any]) -> str:
+    """What load needs of a manifest and does not find, or ""."""
+    if manifest.get("layout") not in LAYOUTS:
+        return f"a layout of {', '.join(LAYOUTS)}"
+    needed = ("splits", "d_input", *(() if manifest["layout"] == "dense" else ("length", "pad", "end")))
+    return ", ".join(name for name in needed if name not in manifest)
 
 
 def _check_file(path: Path, expected: Mapping[str, Any]) -> None:

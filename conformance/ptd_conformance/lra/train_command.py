@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ptd import checks, extras
+
 
 def train(
     task: Annotated[str, typer.Argument(help="a task with a made set; ptd data list")],
@@ -41,37 +43,59 @@ def train(
 
     clock = Clock(None if budget is None else seconds(budget))  # before anything slow is imported
 
-    from rich.console import Console
+    extras.require("matplotlib", "ptd train", "lra")  # the curve is drawn at the end
+    if epochs is not None:
+        checks.positive_integer("epochs", epochs)
+    checks.number("seed", seed, 0, 1 << 32, "an integer in 0..2^32 - 1")
 
     import ptd
 
+    from . import lock, store
     from . import recipe as recipes
-    from . import store
-    from .training import Diverged, Run
+    from .console import Lines
+    from .training import Run
 
     found = recipes.recipe(task, recipe)
     runs_on = ptd.backend(backend)
     if why := runs_on.unsupported.get("training"):
         raise ValueError(f"backend: expected one that trains, got {runs_on.name}: {why}; ptd backends lists others")
     folder = out or Path("runs") / f"{task}-{found.name}-{runs_on.name}-{seed}"
-    if (folder / "checkpoint.json").exists() and not resume:
-        raise ValueError(f"out: expected a folder without a run, got {folder}; pass --resume or another --out")
-    data = store.load(store.root(root), task)
-    console = Console(highlight=False)
-    with clock, _bar(console, f"{task} {recipe} {seed}") as report:
-        options: dict[str, Any] = {"epochs": epochs, "activations": activations, "devices": devices}
-        run = Run(found, data, runs_on, seed, folder, **options, report=report)
-        resumed = resume and run.restore()
-        _announce(console, run, resumed)
-        try:
-            complete = run.go(clock)
-        except Diverged:
-            _write(run, "diverged", note)
-            raise
-    _write(run, "complete" if complete else "running", note)
-    _conclude(console, run, complete, clock.why)
+    with lock.alone(folder / ".lock", "out", "a folder"):
+        if (folder / "checkpoint.json").exists() and not resume:
+            raise ValueError(f"out: expected a folder without a run, got {folder}; pass --resume or another --out")
+        data = store.load(store.root(root), task)
+        console = Lines()
+        with clock, _bar(console, f"{task} {recipe} {seed}") as report:
+            options: dict[str, Any] = {"epochs": epochs, "activations": activations, "devices": devices}
+            run = Run(found, data, runs_on, seed, folder, **options, report=report)
+            _announce(console, run, resume and run.restore())
+            complete = _go(console, run, clock, note)
+        _conclude(console, run, complete, clock.why)
     # A stopped run is no failure: whoever set the budget resumes it.
     sys.stdout.flush()
+
+
+def _go(console: Any, run: Any, clock: Any, note: str) -> bool:
+    """Run until it is complete or stopped, and record it; one that was complete before keeps its record."""
+    from . import results
+    from .training import Diverged
+
+    recorded, _ = results.earlier(results.path(run))
+    complete = run.progress.test is not None
+    if complete and recorded.get("state") == "complete":
+        if note:
+            results.write(results.path(run), recorded | {"note": note})
+        return True
+    try:
+        complete = complete or run.go(clock)
+    except Diverged:
+        _write(console, run, "diverged", note)
+        raise
+    except BrokenPipeError:
+        _write(console, run, "running", note)
+        raise
+    _write(console, run, "complete" if complete else "running", note)
+    return complete
 
 
 def _announce(console: Any, run: Any, resumed: bool) -> None:
@@ -79,7 +103,7 @@ def _announce(console: Any, run: Any, resumed: bool) -> None:
     state = f"resumed at epoch {p.epoch}, step {p.step}" if resumed else "from the start"
     several = f"{run.devices} x " if run.devices > 1 else ""
     trial = "" if run.epochs == run.recipe.epochs else f" (a trial: the recipe has {run.recipe.epochs})"
-    console.print(
+    console.line(
         f"{run.data.key}: {', '.join(f'{count} {name}' for name, count in parts.items())}\n"
         f"{run.backend.name} on {several}{run.backend.device()}, seed {run.seed}, "
         f"{run.epochs} epochs{trial} of {run.steps} steps; {state}"
@@ -91,37 +115,39 @@ def _conclude(console: Any, run: Any, complete: bool, why: str) -> None:
     speed = "" if run.tokens_per_second is None else f", {run.tokens_per_second / 1e6:.3g} Mtoken/s"
     time = f"{p.seconds:.0f} s in training steps{speed}"
     if complete:
-        console.print(f"test accuracy {100 * p.test:.2f} % at epoch {p.best['epoch']}, {time}; {run.folder}")
+        console.line(f"test accuracy {100 * p.test:.2f} % at epoch {p.best['epoch']}, {time}; {run.folder}")
     else:
-        console.print(f"stopped, {why}: epoch {p.epoch}, step {p.step} of {run.steps}, {time}; go on with --resume")
+        console.line(f"stopped, {why}: epoch {p.epoch}, step {p.step} of {run.steps}, {time}; go on with --resume")
 
 
-def _write(run: Any, state: str, note: str) -> None:
+def _write(console: Any, run: Any, state: str, note: str) -> None:
     """The record and the curve."""
     from . import curve, results, standings
 
     record = results.of(run, state, note)
     target = standings.targets()["accuracy"].get(run.recipe.of, {}).get(run.recipe.task)
-    results.renew(results.path(run), record)
+    if lost := results.renew(results.path(run), record):
+        console.line(f"{lost}: it is written anew, without what it said besides")
     curve.write(run.folder, run.progress.curve, f"{run.recipe.task} {run.recipe.name}, seed {run.seed}", target)
 
 
 @contextmanager
 def _bar(console: Any, title: str) -> Iterator[Any]:
     """A bar over the steps of the run, and a line for every epoch."""
-    from rich.progress import BarColumn, Progress, TimeElapsedColumn
+    from rich.progress import BarColumn, TimeElapsedColumn
 
-    columns = ("{task.description}", BarColumn(), "{task.fields[status]}", TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=None, status="compiling")
+    from .console import bar
+
+    with bar(console, BarColumn(), "{task.fields[status]}", TimeElapsedColumn()) as shown:
+        task = shown.add_task(title, total=None, status="compiling")
 
         def report(run: Any, loss: float) -> None:
             p = run.progress
             done, total = p.epoch * run.steps + p.step, run.epochs * run.steps
-            bar.update(task, completed=done, total=total, status=f"epoch {p.epoch + 1}/{run.epochs}  loss {loss:.4f}")
+            shown.update(task, completed=done, total=total, status=f"epoch {p.epoch + 1}/{run.epochs}  loss {loss:.4f}")
             if not p.step and p.curve:
                 row = p.curve[-1]
-                console.print(
+                console.line(
                     f"epoch {row['epoch']:4}  loss {row['loss']:.4f}  validation {100 * row['validation']:.2f} %  "
                     f"{row['seconds']:.0f} s"
                 )

@@ -7,6 +7,7 @@ rounding where it goes on on another number of devices.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptd import checks
 from ptd.contract import Backend
 
 from . import checkpoint
@@ -29,7 +31,7 @@ PIECE_SECONDS, SAVE_SECONDS = 2.0, 120.0
 
 Report = Callable[["Run", float], None]
 
-__all__ = ["Diverged", "Progress", "Run"]
+__all__ = ["Diverged", "Progress", "Run", "saved"]
 
 
 class Run:
@@ -50,7 +52,7 @@ class Run:
     ):
         self.recipe, self.data, self.seed, self.folder = recipe, data, seed, folder
         self.backend, self.report = backend, report
-        self.epochs, self.activations, self.devices = epochs or recipe.epochs, activations, devices
+        self.epochs, self.activations, self.devices = recipe.epochs if epochs is None else epochs, activations, devices
         self.steps = len(data.splits["train"].targets) // recipe.batch
         if not self.steps:
             raise ValueError(
@@ -78,8 +80,8 @@ class Run:
         """
         import ptd
 
-        found = checkpoint.values_of(folder)
-        if found is None or found["progress"]["test"] is None:
+        found = saved(folder)
+        if found is None or found["progress"].get("test") is None:
             raise ValueError(f"runs: expected the folder of a complete run, got {folder}; ptd train --resume")
         own = found["identity"]
         run = cls(
@@ -133,7 +135,7 @@ class Run:
                 raise diverged(self, p.step + int(np.argmax(~np.isfinite(losses))))
             p.losses, p.step = np.concatenate([p.losses, losses]), p.step + count
             self._timed(took, count)
-            self.report(self, float(losses.mean()))
+            self._say(float(losses.mean()))
             if time.monotonic() - self._saved > SAVE_SECONDS:
                 self.save()
         return True
@@ -146,7 +148,15 @@ class Run:
         if p.best is None or accuracy >= p.best["validation"]:
             p.best, self._best = p.curve[-1], self.learner.parameters()
         p.epoch, p.step, p.losses = p.epoch + 1, 0, np.zeros(0, np.float32)
-        self.report(self, row["loss"])
+        self._say(row["loss"])
+
+    def _say(self, loss: float) -> None:
+        """Report; a run whose report fails, as where its reader is gone, is saved, since it is between two steps."""
+        try:
+            self.report(self, loss)
+        except BaseException:
+            self.save()
+            raise
 
     def _test(self, clock: Clock) -> bool:
         """Test the selected parameters, once."""
@@ -270,8 +280,7 @@ class Run:
         Raises:
             ValueError: it is damaged, or of another run; names what differs.
         """
-        found = checkpoint.load(self.folder)
-        if found is None:
+        if saved(self.folder) is None or (found := checkpoint.load(self.folder)) is None:
             return False
         arrays, values = found
         # as JSON has it, where tuples are lists
@@ -286,3 +295,28 @@ class Run:
         self._best = {name.removeprefix("best."): arrays.pop(name) for name in list(arrays) if name.startswith("best.")}
         self.learner.restore(arrays)
         return True
+
+
+def saved(folder: Path) -> dict[str, Any] | None:
+    """What the folder's checkpoint says of its run: identity and progress; None if it has none.
+
+    Raises:
+        ValueError: it is damaged, or says less or more than a run does.
+    """
+    values = checkpoint.values_of(folder)
+    if values is not None and (odd := _odd(values)):
+        remedy = "it is damaged or of another version, use a copy or another --out"
+        raise checks.fail(f"{folder.name}/{checkpoint.MANIFEST}", "the values of a run", odd, remedy)
+    return values
+
+
+def _odd(values: Any) -> str:
+    """What a checkpoint's values lack, or have beyond what is known; "" if nothing."""
+    try:
+        own, known = values["identity"], {field.name for field in dataclasses.fields(Progress)}
+        lacks = {"recipe", "data", "seed", "backend", "epochs"} - own.keys()
+        lacks |= {field.name for field in dataclasses.fields(Recipe)} - own["recipe"].keys()
+        beyond = values["progress"].keys() - known
+    except (KeyError, TypeError, AttributeError) as error:
+        return repr(error)
+    return ", ".join([*(f"none named {name}" for name in sorted(lacks)), *(f"also {name}" for name in sorted(beyond))])
