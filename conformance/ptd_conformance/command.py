@@ -44,10 +44,8 @@ def conformance(
     _check(limit is not None and not processes, "limit", "worker processes to hold to it", 0, "pass --processes N")
     _check(limit is not None and not limit > 0, "limit", "seconds, above 0", limit)
 
-    from rich.markup import escape
-    from rich.progress import Progress
-
-    from ptd import checks, cli
+    from ptd import checks
+    from ptd.console import Lines, bar
     from ptd.parameters import check_replaceable
 
     from . import record, report, session
@@ -62,22 +60,22 @@ def conformance(
         bound = PRODUCTS[products].covers(clause)
         _check(not bound, "only", f"clauses with a bound for {products} products", clause, "leave it out")
     clauses = [clause for clause in CLAUSES if PRODUCTS[products].covers(clause) and (not only or clause in only)]
-    console, made = cli.console(), {}
+    console, made = Lines(), {}
     with (
         _runner((backend, products, jobs), min(processes, len(clauses)), limit or LIMIT) as runner,
-        Progress(console=console, transient=True) as progress,
+        bar(console) as progress,
     ):
-        task = progress.add_task(escape(backend), total=len(clauses))
+        task = progress.add_task(backend, total=len(clauses))
 
         def begin(what: str) -> None:
-            progress.update(task, description=escape(f"{backend} {what}"))
+            progress.update(task, description=f"{backend} {what}")
 
         for made in session.records(runner, clauses, json, resume, note, begin):
             progress.update(task, completed=len({row["clause"] for row in made["results"]} & {*clauses}))
     found = record.parsed(made)
     report.print_table(console, [found])
     if json:
-        console.print(f"wrote {json}", soft_wrap=True)
+        console.say(f"wrote {json}")
     sys.exit(_print_failures(console, found["results"]))
 
 
@@ -105,7 +103,7 @@ def _print_failures(console: Any, results: Iterable[Any]) -> int:
     failed = [result for result in results if result.outcome is Outcome.FAIL]
     for result in failed:
         sentence = f"{result.subject} {result.dtype}: {CLAUSES[result.clause].text} {result.reason}"
-        console.print(Text.assemble(("FAIL", "red"), f" {result.clause} {sentence}"), soft_wrap=True)
+        console.say(Text.assemble(("FAIL", "red"), f" {result.clause} {sentence}"))
     return int(bool(failed))
 
 
@@ -114,14 +112,14 @@ def _check_accuracies(folder: Path) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from ptd import cli
+    from ptd.console import Lines
 
     from .lra import results as recorded
     from .lra import standings as accuracies
 
     if not folder.is_dir():
         raise ValueError(f"results: expected a folder of records, got {folder}; pass --results FOLDER")
-    found, console = accuracies.standings(recorded.read_all(folder)), cli.console()
+    found, console = accuracies.standings(recorded.read_all(folder)), Lines()
     # Devices and notes are the report's: in a terminal they leave the other columns no room.
     shown = [i for i, column in enumerate(accuracies.COLUMNS) if column not in ("device", "note")]
     table = Table(*(accuracies.COLUMNS[i] for i in shown), title="Long Range Arena")
@@ -129,11 +127,11 @@ def _check_accuracies(folder: Path) -> int:
         table.add_row(*(row[i] for i in shown))
     console.print(table)
     for task, recipes, *_, note in accuracies.rows(s for s in found if s.outcome == "not run"):
-        console.print("; ".join(filter(None, [f"not run: {task} {recipes}", note])), soft_wrap=True)
+        console.say("; ".join(filter(None, [f"not run: {task} {recipes}", note])))
     bad = [s for s in found if s.outcome in ("missed", "diverged")]
     for s in bad:
         sentence = "; ".join(filter(None, [f" {s.task} {s.recipe} on {s.backend}: {s.outcome}", s.note]))
-        console.print(Text.assemble(("FAIL", "red"), sentence), soft_wrap=True)
+        console.say(Text.assemble(("FAIL", "red"), sentence))
     return int(bool(bad))
 
 
@@ -143,7 +141,7 @@ def report(
     readme: Annotated[Path | None, typer.Option(help="a README whose support table is brought up to date")] = None,
 ) -> None:
     """Merge conformance records into one self-contained page."""
-    from ptd import cli
+    from ptd.console import Lines
     from ptd.extras import require
     from ptd.parameters import replace_file
 
@@ -162,6 +160,6 @@ def report(
     replace_file(html, pages.page(records, lra=accuracies, speed=measured).encode())
     if readme:
         replace_file(readme, pages.with_support_table(readme.read_text(encoding="utf-8"), records).encode())
-    console = cli.console()
+    console = Lines()
     pages.print_table(console, records)
-    console.print(f"wrote {html}", soft_wrap=True)
+    console.say(f"wrote {html}")

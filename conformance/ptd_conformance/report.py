@@ -98,7 +98,7 @@ def name(record: Record) -> str:
 
 
 def print_table(console: Any, records: list[Record]) -> None:
-    """The report in a terminal, ptd.cli.console: one run clause by clause, several by families of clauses."""
+    """The report in a terminal, ptd.console.Lines: one run clause by clause, several by families of clauses."""
     from rich.table import Table
     from rich.text import Text
 
@@ -116,9 +116,9 @@ def print_table(console: Any, records: list[Record]) -> None:
             table.add_row(*_support_row(record)[:-2], end_section=True)
     console.print(table)
     for record in records:
-        console.print(f"{name(record)}: {summary(record)} in {record['seconds']} s; {versions(record)}", soft_wrap=True)
+        console.say(f"{name(record)}: {summary(record)} in {record['seconds']} s; {versions(record)}")
         for part, why in record.get("not run", {}).items():
-            console.print(f"{name(record)}, {Outcome.NOT_RUN.value}: {part} ({why})", soft_wrap=True)
+            console.say(f"{name(record)}, {Outcome.NOT_RUN.value}: {part} ({why})")
 
 
 def summary(record: Record) -> str:

@@ -33,12 +33,13 @@ def bench(
 ) -> None:
     """Measure a backend's speed: medians of many runs, compared within this run unless a figure says otherwise."""
     import ptd
-    from ptd import checks, cli
+    from ptd import checks
+    from ptd.console import Lines
     from ptd.parameters import check_replaceable
 
     if json:
         check_replaceable("json", json)
-    found, console = ptd.backend(backend), cli.console()
+    found, console = ptd.backend(backend), Lines()
     groups = _module(found).FIGURES
     for name in only or ():
         checks.choice("only", name, groups)
@@ -54,7 +55,7 @@ def bench(
     for name in only or groups:
         for figure in groups[name](found):
             record["figures"].append(dataclasses.asdict(figure))
-            console.print(" | ".join(cell for cell in cells(figure) if cell), soft_wrap=True)
+            console.say(" | ".join(cell for cell in cells(figure) if cell))
             if json:
                 write(json, record)
 

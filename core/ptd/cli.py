@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from importlib.metadata import entry_points
-from typing import Annotated, Any
+from typing import Annotated
 
 from .contract import Unsupported
 
@@ -32,17 +32,11 @@ def main() -> None:
         sys.exit(f"ptd: {error}")
 
 
-def console() -> Any:
-    """A terminal that shows what it is given as it stands: brackets in a pip command or an error are no markup."""
-    from rich.console import Console
-
-    return Console(markup=False, emoji=False, highlight=False)
-
-
 def list_backends() -> None:
     """List the backends that are installed, and what would add the others."""
     from rich.table import Table
 
+    from .console import Lines
     from .registry import backend, backends
 
     table = Table("backend", "loads", "device", "versions, or why not")
@@ -53,7 +47,7 @@ def list_backends() -> None:
             table.add_row(name, "yes", found.device(), versions)
         else:
             table.add_row(name, "no", "", entry.reason)
-    console().print(table)
+    Lines().print(table)
 
 
 def train_quickstart(

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from . import _gain_figure, checks, cli, modes, parameters, registry
+from . import _gain_figure, checks, modes, parameters, registry
 from .analyze import gain
 from .contract import Learner
 from .extras import require
@@ -131,16 +131,17 @@ def quickstart(
     _check(epochs, d_state, amplitude, seed)
     for module in ("rich", "matplotlib"):
         require(module, *EXTRA)
-    console = cli.console()
+    from .console import Lines
+
+    console = Lines()
     digits, w_0, out = load_digits(seed), last_spike(d_state), Path(out)
     backend = registry.backend(backend_name)
     model = classifier(width, depth, d_state)
-    console.print(
+    console.say(
         f"{len(digits.train)} training and {len(digits.test)} test digits of {digits.test.shape[1]} pixels; "
         f"backend {backend.name} on {backend.device()}; seed {seed}\n"
         f"Noise at test time, into every layer: {amplitude:g} a cos({w_0:.1f} step l), a ~ U[0, 1); "
         "the paper has 0.1 and 1024 pixels.",
-        soft_wrap=True,
     )
     scores = {}
     for name, init in MODELS.items():
@@ -343,8 +344,6 @@ def _print(console: Any, result: Result) -> None:
     console.print(table)
     for name, s in result.scores.items():
         agreement = "all predictions agree" if s.predictions_agree else "PREDICTIONS DIFFER"
-        console.print(
-            f"{name} reloaded in numpy: largest difference {s.reload_difference:.1e}, {agreement}", soft_wrap=True
-        )
+        console.say(f"{name} reloaded in numpy: largest difference {s.reload_difference:.1e}, {agreement}")
     files = f"{result.figure}, {result.table}"
-    console.print(f"|G(iw)| with the noise at w = {result.noise_frequency:.1f}: {files}", soft_wrap=True)
+    console.say(f"|G(iw)| with the noise at w = {result.noise_frequency:.1f}: {files}")

@@ -28,8 +28,9 @@ def data(
     official: Annotated[bool, typer.Option(help="read a generated task's released files instead")] = False,
 ) -> None:
     """List, fetch, make or verify the data sets of the Long Range Arena."""
+    from ptd.console import Lines
+
     from . import store
-    from .console import Lines
     from .tasks import TASKS
 
     checks.choice("action", action, ("list", "fetch", "make", "verify"))
@@ -55,7 +56,7 @@ def _fetch(console: Any, base: Path, name: str, report: Any) -> None:
     from .fetch import fetch
 
     for path in fetch(base, name, lambda _, done, total: report(done, total)):
-        console.line(f"{path}: there, its checksum matches")
+        console.say(f"{path}: there, its checksum matches")
 
 
 def _make(console: Any, base: Path, name: str, options: dict[str, Any]) -> None:
@@ -65,7 +66,7 @@ def _make(console: Any, base: Path, name: str, options: dict[str, Any]) -> None:
     for module in ("numba", "PIL"):
         extras.require(module, "ptd data make", "lra")
     with lock.alone(base / "made" / f".{name}.lock", "tasks", f"a set of {name}"):
-        console.line(_line(TASKS[name].make(Order(base, **options, say=console.line))))
+        console.say(_line(TASKS[name].make(Order(base, **options, say=console.say))))
 
 
 def _list(console: Any, base: Path, names: list[str]) -> None:
@@ -96,9 +97,9 @@ def _verify(console: Any, base: Path, names: list[str] | None) -> None:
             store.check(folder)
         except ValueError as error:
             damaged += 1
-            console.line(f"{error}")
+            console.say(f"{error}")
         else:
-            console.line(f"{_line(folder)}, every checksum matches")
+            console.say(f"{_line(folder)}, every checksum matches")
     if damaged:
         raise checks.fail("tasks", "made sets as they were written", f"{damaged} damaged of {len(folders)}")
 
@@ -116,7 +117,7 @@ def _line(folder: Path) -> str:
 def _progress(console: Any, name: str) -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from .console import bar
+    from ptd.console import bar
 
     with bar(console, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as shown:
         task = shown.add_task(name, total=None)

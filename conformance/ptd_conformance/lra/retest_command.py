@@ -22,9 +22,9 @@ def retest(
     Every sample of the further set counts, whichever split it is in. The run's record says what was found.
     """
     from ptd import checks
+    from ptd.console import Lines
 
     from . import results, store
-    from .console import Lines
     from .training import Run
 
     console = Lines()
@@ -42,7 +42,7 @@ def retest(
         found = {"key": other.key, "made_from": other.manifest["made_from"], "samples": samples, "accuracy": accuracy}
         results.write(path, results.read(path) | {"further": found})
         error = results.sampling_error(accuracy, samples)
-        console.line(f"{path.stem}: {100 * accuracy:.2f} % of {samples}, standard error {100 * error:.2f}")
+        console.say(f"{path.stem}: {100 * accuracy:.2f} % of {samples}, standard error {100 * error:.2f}")
 
 
 def _check_unseen(own: Mapping[str, Any], other: Mapping[str, Any]) -> None:

@@ -22,19 +22,19 @@ def robustness(
     root: Annotated[Path | None, typer.Option(help="the data folder; PTD_DATA by default")] = None,
 ) -> None:
     """Test trained classifiers under noise at S4D's last spike, by amplitude and by frequency."""
-    from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
     from rich.table import Table
+
+    from ptd.console import Lines, bar
 
     from . import robustness as noise
     from . import store
-    from .console import Lines, bar
     from .training import Run
 
     console, data = Lines(), None
     for folder in runs or ():
         data = data or store.load(store.root(root), "scifar")
         run = Run.selected(folder, data, backend)
-        with bar(console, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()) as shown:
+        with bar(console) as shown:
             task = shown.add_task(folder.name)
 
             def report(done: int, total: int, shown: Any = shown, task: Any = task) -> None:
@@ -47,4 +47,4 @@ def robustness(
         for row in part["rows"]:
             table.add_row(*map(str, row))
         console.print(table)
-    console.line(f"wrote {out}")
+    console.say(f"wrote {out}")

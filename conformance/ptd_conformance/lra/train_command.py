@@ -49,10 +49,10 @@ def train(
     checks.number("seed", seed, 0, 1 << 32, "an integer in 0..2^32 - 1")
 
     import ptd
+    from ptd.console import Lines
 
     from . import lock, store
     from . import recipe as recipes
-    from .console import Lines
     from .training import Run
 
     found = recipes.recipe(task, recipe)
@@ -103,7 +103,7 @@ def _announce(console: Any, run: Any, resumed: bool) -> None:
     state = f"resumed at epoch {p.epoch}, step {p.step}" if resumed else "from the start"
     several = f"{run.devices} x " if run.devices > 1 else ""
     trial = "" if run.epochs == run.recipe.epochs else f" (a trial: the recipe has {run.recipe.epochs})"
-    console.line(
+    console.say(
         f"{run.data.key}: {', '.join(f'{count} {name}' for name, count in parts.items())}\n"
         f"{run.backend.name} on {several}{run.backend.device()}, seed {run.seed}, "
         f"{run.epochs} epochs{trial} of {run.steps} steps; {state}"
@@ -115,9 +115,9 @@ def _conclude(console: Any, run: Any, complete: bool, why: str) -> None:
     speed = "" if run.tokens_per_second is None else f", {run.tokens_per_second / 1e6:.3g} Mtoken/s"
     time = f"{p.seconds:.0f} s in training steps{speed}"
     if complete:
-        console.line(f"test accuracy {100 * p.test:.2f} % at epoch {p.best['epoch']}, {time}; {run.folder}")
+        console.say(f"test accuracy {100 * p.test:.2f} % at epoch {p.best['epoch']}, {time}; {run.folder}")
     else:
-        console.line(f"stopped, {why}: epoch {p.epoch}, step {p.step} of {run.steps}, {time}; go on with --resume")
+        console.say(f"stopped, {why}: epoch {p.epoch}, step {p.step} of {run.steps}, {time}; go on with --resume")
 
 
 def _write(console: Any, run: Any, state: str, note: str) -> None:
@@ -127,7 +127,7 @@ def _write(console: Any, run: Any, state: str, note: str) -> None:
     record = results.of(run, state, note)
     target = standings.targets()["accuracy"].get(run.recipe.of, {}).get(run.recipe.task)
     if lost := results.renew(results.path(run), record):
-        console.line(f"{lost}: it is written anew, without what it said besides")
+        console.say(f"{lost}: it is written anew, without what it said besides")
     curve.write(run.folder, run.progress.curve, f"{run.recipe.task} {run.recipe.name}, seed {run.seed}", target)
 
 
@@ -136,7 +136,7 @@ def _bar(console: Any, title: str) -> Iterator[Any]:
     """A bar over the steps of the run, and a line for every epoch."""
     from rich.progress import BarColumn, TimeElapsedColumn
 
-    from .console import bar
+    from ptd.console import bar
 
     with bar(console, BarColumn(), "{task.fields[status]}", TimeElapsedColumn()) as shown:
         task = shown.add_task(title, total=None, status="compiling")
@@ -147,7 +147,7 @@ def _bar(console: Any, title: str) -> Iterator[Any]:
             shown.update(task, completed=done, total=total, status=f"epoch {p.epoch + 1}/{run.epochs}  loss {loss:.4f}")
             if not p.step and p.curve:
                 row = p.curve[-1]
-                console.line(
+                console.say(
                     f"epoch {row['epoch']:4}  loss {row['loss']:.4f}  validation {100 * row['validation']:.2f} %  "
                     f"{row['seconds']:.0f} s"
                 )

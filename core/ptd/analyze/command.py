@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from .. import cli
 from .catalogue import FIGURES, analyze
 
 
@@ -22,7 +21,9 @@ def command(
     """Remake the paper's figures: transfer functions, outputs, conditioning, pseudospectra, regression."""
     from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
-    console = cli.console()
+    from ..console import Lines
+
+    console = Lines()
     columns = ("{task.description:28}", BarColumn(), "{task.completed}/{task.total} figures", TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=len(set(only)) if only else len(FIGURES))
@@ -32,4 +33,4 @@ def command(
 
         files = analyze(out, only or (), n or (), seed, report)
     for name in dict.fromkeys(path.stem.partition("-")[0] for path in files):
-        console.print(f"{out / name}.png, .svg, .csv: {FIGURES[name].title}", soft_wrap=True)
+        console.say(f"{out / name}.png, .svg, .csv: {FIGURES[name].title}")

@@ -1,4 +1,4 @@
-"""What the commands of the Arena say: text as it is, whole where it goes to a file, and bars."""
+"""What commands print: text as it is, whole where it goes to a file, and bars."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 #: Columns of a table in a file, where nobody says how many there are.
 WIDE = 250
@@ -16,11 +16,11 @@ class Lines(Console):
     """A console for lines that quote names, paths and errors of others: brackets in them are no markup."""
 
     def __init__(self) -> None:
-        super().__init__(markup=False, highlight=False)
+        super().__init__(markup=False, emoji=False, highlight=False)
         if not self.is_terminal and "COLUMNS" not in os.environ:
             self.width = WIDE
 
-    def line(self, text: str) -> None:
+    def say(self, text: Any) -> None:
         """Print a line, however long: what reads it from a pipe looks for whole ones."""
         self.print(text, soft_wrap=True)
 
@@ -35,4 +35,5 @@ class Lines(Console):
 def bar(console: Console, *columns: Any) -> Progress:
     """A bar after its task's description, which vanishes at its end and is not drawn to a file."""
     description, drawn = TextColumn("{task.description}", markup=False), console.is_terminal
-    return Progress(description, *columns, console=console, transient=True, disable=not drawn)
+    usual = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    return Progress(description, *(columns or usual), console=console, transient=True, disable=not drawn)
