@@ -218,16 +218,18 @@ def test_mode_inside_the_stability_margin_is_left_alone():
     assert_close(layer.apply(slow, u), dense.system(layer, slow).run(u)[0])
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_s4_with_a_state_takes_a_form_that_keeps_its_digits(bidirectional):
-    """HiPPO-FouT has a mode that hardly decays: the generating function answers to its state with an error of 4e-3."""
-    layer = S4(3, 4, bidirectional=bidirectional)
-    leaves = ptd.initialize(layer, np.random.default_rng(0), init="fout")
+@pytest.mark.parametrize("form", ["scan", "chunked", "convolution"])
+@pytest.mark.parametrize("dt", [1e-3, 1e-1])
+def test_s4_keeps_its_digits_where_a_mode_hardly_decays(form, dt):
+    """As HiPPO-FouT has one: a generating function at the roots of 1 cancels it, and loses three digits and more."""
+    layer, rng = S4(2, 16), np.random.default_rng(1)
+    leaves = ptd.initialize(layer, np.random.default_rng(0), init="fout", dt_min=dt, dt_max=dt)
     params = {name: value.astype(np.float32) for name, value in leaves.items()}
     wide = {name: value.astype(np.float64) for name, value in params.items()}
-    rng = np.random.default_rng(1)
     for L in (2, 64):
-        u, state = (rng.standard_normal(shape).astype(np.float32) for shape in ((L, 3), layer.state_shape()))
-        expected = layer.apply(wide, u.astype(np.float64), state=state.astype(np.float64), form="scan")
-        found = ptd.backend("numpy").apply(layer, params, u, state=state)
-        assert np.max(np.abs(found - expected)) < 2e-5 * np.max(np.abs(expected))
+        u, state = (rng.standard_normal(shape).astype(np.float32) for shape in ((L, 2), layer.state_shape()))
+        for start in (None, state):
+            from_there = None if start is None else start.astype(np.float64)
+            expected = layer.apply(wide, u.astype(np.float64), state=from_there, form="scan")
+            found = layer.apply(params, u, state=start, form=form)
+            assert np.max(np.abs(found - expected)) < 2e-5 * np.max(np.abs(expected))

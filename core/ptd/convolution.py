@@ -165,10 +165,11 @@ def cauchy(
 ) -> Array:
     """K_l = C A_bar^l B_bar of a bilinear diagonal-plus-low-rank system through its generating function (S4 thm 3).
 
-    At the L roots of unity z = exp(-2ih), h = pi l / L, with S(h) = step/(2i sin h - step cos h Lambda) and
-    C~ = C (I - A_bar^L):   K^ = exp(ih) [C~ S B - cos h C~ S P (I + cos h P^* S P)^{-1} P^* S B];   K = ifft(K^).
-    The half-angle form is S4's multiplied out: nothing is singular at z = -1. At z = 1 the correction cancels
-    what S has of a mode that hardly decays, as one of HiPPO-FouT: in float32 its kernels keep three to four digits.
+    At the L roots of -1, z = exp(-2ih), h = pi (l + 1/2)/L, with S(h) = step/(2i sin h - step cos h Lambda) and
+    C~ = C (I + A_bar^L):   K^ = exp(ih) [C~ S B - cos h C~ S P (I + cos h P^* S P)^{-1} P^* S B],
+    K_l = exp(pi i l/L) ifft(K^)_l. The half-angle form is S4's multiplied out: nothing is singular at z = -1. At z = 1,
+    one of the roots of 1 that S4 takes, S is 1/|Lambda| whatever the step, and the correction cancels it: a mode that
+    hardly decays, as HiPPO-FouT has one, costs three digits and more. At roots of -1 S stays below step L/pi.
 
     Args:
         transition: the discretised A_bar, (H, N) and (H, N, r); its conj_sym is that of all arguments.
@@ -185,10 +186,10 @@ def cauchy(
     """
     xp = namespace(Lambda)
     conj_sym = transition.conj_sym
-    C_tilde = C - _after(transition, C, L)
+    C_tilde = C + _after(transition, C, L)
 
     # With conj_sym the sum over all modes is real, so half of the frequencies tell the rest.
-    h = arange(L // 2 + 1 if conj_sym else L, like=step) * (math.pi / L)
+    h = (arange(L - L // 2 if conj_sym else L, like=step) + 0.5) * (math.pi / L)
     sine, cosine = xp.sin(h), xp.cos(h)
 
     columns = [P[..., j] for j in range(P.shape[-1])]
@@ -202,7 +203,12 @@ def cauchy(
     to_C = xp.stack(found[r * r + r : -1], axis=-1)[..., None, :]
     through = thin_product(thin_product(to_C, W), from_B)
     K_hat = as_complex(cosine, sine) * (found[-1] - scale(through[..., 0, 0], cosine))
-    return xp.fft.irfft(K_hat, n=L, axis=-1) if conj_sym else real(xp.fft.ifft(K_hat, axis=-1))
+    if conj_sym:  # the other half are the conjugates of the first L // 2, and add their real parts once more
+        paired = K_hat[..., : L // 2]
+        cx = namespace(K_hat)
+        K_hat = cx.concat([scale(paired, 2.0), K_hat[..., L // 2 :], cx.zeros_like(paired)], axis=-1)
+    K, turn = xp.fft.ifft(K_hat, axis=-1), arange(L, like=step) * (math.pi / L)
+    return xp.cos(turn) * real(K) - xp.sin(turn) * imag(K)
 
 
 def _after(transition: LowRankTransition, C: Array, L: int) -> Array:

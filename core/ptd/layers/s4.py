@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from .. import checks, chunks
 from ..arrays import Array, as_planes, namespace, scale
@@ -50,13 +50,6 @@ class S4(PerFeatureLayer):
     def system(self, params: Parameters) -> tuple[Array, Array, Array]:
         """Lambda, P and B, complex."""
         return self.eigenvalues(params), self.complex_leaf(params, "P"), self.complex_leaf(params, "B")
-
-    def form_of(self, kernels: Kernels, shape: tuple[int, ...], *, state: Any = None, **call: Any) -> str:
-        form = super().form_of(kernels, shape, state=state, **call)
-        if call.get("form") is not None or form != "convolution" or state is None:
-            return form
-        # The response to a state by the generating function loses digits to modes that hardly decay.
-        return "scan" if self.bidirectional else "chunked"
 
     def discretized(self, params: Parameters, step_scale: Array | None) -> tuple[LowRankTransition, Array]:
         step = self.step_sizes(params, step_scale)
