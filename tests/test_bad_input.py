@@ -198,6 +198,9 @@ BAD = {
     "lengths: expected a sum of 3, the packed length, got 2": lambda: ptd.unpack(np.ones((3, 1)), [1, 1]),
     "lengths: expected integers >= 0, got [4, -1]; pass": lambda: ptd.unpack(np.ones((3, 1)), [4, -1]),
     "lengths: expected integers >= 0, got [1.5, 1.5]; pass": lambda: ptd.unpack(np.ones((3, 1)), [1.5, 1.5]),
+    "lengths: expected integers >= 0, got [True, True, True]; pass": lambda: ptd.unpack(np.ones((3, 1)), [True] * 3),
+    "scale: expected finite numbers, got -inf": lambda: ptd.Input((-np.inf,)),
+    "scale: expected one number, or one per input feature, got none": lambda: ptd.Input((), ()),
     # backends and files
     "name: expected the name of a backend, got None": lambda: ptd.backend(None),
     "dtype: expected one of 'float32', 'float64', got 'float16'": lambda: ptd.backend("numpy").asarray(U, "float16"),
@@ -262,3 +265,26 @@ def test_learners_of_one_device_refuse_several(name):
 def test_unknown_option_of_an_initialisation_is_named():
     with pytest.raises(TypeError, match="'colour'"):
         initialize(colour="red")
+
+
+def test_narrow_lengths_of_a_packed_array_do_not_wrap():
+    pieces = ptd.unpack(np.arange(300)[:, None], np.array([200, 100], np.uint8))
+    assert [len(piece) for piece in pieces] == [200, 100]
+    assert pieces[1][0, 0] == 200
+
+
+def test_leaves_are_frozen_by_name_by_part_and_by_dotted_name():
+    rule = Optimizer(1e-2, 9, frozen=("B", "Lambda_im", "blocks.1.layer.D"))
+    names = ("blocks.0.layer.B_re", "Lambda_im", "Lambda_re", "blocks.1.layer.D", "blocks.0.layer.D")
+    assert [rule.group(name).lr == 0 for name in names] == [True, True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"frozen": ("Lambda", "B", "log_step")}, {"C_lr": 4e-3, "frozen": ("C",)}, {"C_lr": 4e-3, "frozen": ("weight",)}],
+)
+def test_groups_of_a_rule_are_those_of_every_leaf(options):
+    """The one name that stood for a group may be frozen, and others of the group not."""
+    rule = Optimizer(1e-2, 9, **options)
+    model = SequenceModel(S4(4, 8, bidirectional=True), n_layers=1, d_input=1, d_output=2, norm="batch")
+    assert {rule.group(name) for name in model.shapes()} <= {*rule.groups()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -430,3 +432,79 @@ def test_bad_argument_is_named_in_one_line(message, monkeypatch):
     with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
         solve(**{"A": jordan(3), **BAD[message]})
     assert str(caught.value).startswith(message)
+
+
+# --- normal, defective and badly scaled matrices ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [4, 5, 12, 32])
+def test_repeated_eigenvalues_of_a_symmetric_matrix_get_orthogonal_vectors(n):
+    """A general eigenvalue solver's are dependent there."""
+    found = solve(np.ones((n, n)))
+    assert (found.condition_number, found.perturbation_norm) == (pytest.approx(1, abs=1e-13), 0)
+    assert found.backward_error < 1e-14
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_projectors_are_diagonalised_by_orthogonal_vectors(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(3, 12))
+    Q = np.linalg.qr(rng.standard_normal((n, n)))[0][:, : int(rng.integers(1, n))]
+    found = solve(-Q @ Q.T)
+    assert found.condition_number < 1 + 1e-12
+    assert found.backward_error < 1e-13
+
+
+def test_repeated_rotations_and_hermitian_matrices_get_orthogonal_vectors():
+    rng = np.random.default_rng(0)
+    Q, _ = np.linalg.qr(rng.standard_normal((10, 10)))
+    U, _ = np.linalg.qr(rng.standard_normal((10, 10)) + 1j * rng.standard_normal((10, 10)))
+    rotations = Q @ np.kron([[-0.5, 2.0], [-2.0, -0.5]], np.eye(5)) @ Q.T
+    for A in (rotations, U @ np.diag(np.repeat([1.0, 2.0], 5)) @ U.conj().T):
+        found = solve(A)
+        assert found.condition_number < 1 + 1e-12
+        assert found.backward_error < 1e-13
+    Lambda = solve(rotations).Lambda
+    np.testing.assert_array_equal(Lambda, Lambda[::-1].conj())
+
+
+@pytest.mark.parametrize(
+    ("A", "size"),
+    [
+        ([[1, 1e-7], [0, 1]], 0.1),
+        (np.diag([-1e6, -2e6, -1, -1.0]) + np.diag([0, 0, 0.1], 1), 10.0),
+        (scipy.linalg.block_diag(-1e8, [[-1, 1], [0, -1.0]]), 10.0),
+    ],
+)
+def test_defect_that_a_square_or_a_large_eigenvalue_hides_is_perturbed(A, size):
+    found = solve(A, size=size)
+    assert found.condition_number < 10
+    assert found.backward_error < 1e-13
+
+
+def test_normal_matrix_of_real_eigenvalues_is_perturbed_where_they_are_to_be_paired():
+    for A in (np.diag([-1.0, -2, -3, -4]), -np.eye(4)):
+        found = solve(A, size=3.0, paired=True)
+        assert np.all(found.Lambda.imag != 0)
+        assert found.condition_number < 2
+
+
+@pytest.mark.parametrize("B", [np.ones(8), np.zeros(8)], ids=["ones", "zeros"])
+def test_pairing_of_another_matrix_than_legs_starts_at_random(B):
+    found = solve(-np.eye(8) + np.eye(8, k=1), B, size=0.5, paired=True)
+    assert np.all(found.Lambda.imag != 0)
+    assert found.condition_number < 2
+
+
+@pytest.mark.parametrize("factor", [1e-250, 1e-100, 1e100, 1e150])
+def test_scale_of_the_matrix_does_not_matter(factor):
+    A, _ = hippo.legs(8)
+    found, plain = solve(A * factor), solve(A)
+    assert found.condition_number == pytest.approx(plain.condition_number, rel=0.02)
+    assert found.backward_error < 1e-13
+
+
+def test_error_of_a_worker_process_keeps_its_result():
+    error = NotConverged("no", solve(-np.eye(2)))
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.best.condition_number) == ("no", 1.0)

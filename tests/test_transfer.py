@@ -389,3 +389,16 @@ BAD = {
 def test_bad_input_is_named_in_one_line(message):
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         BAD[message]()
+
+
+@pytest.mark.parametrize(
+    ("A", "B", "C", "gain"),
+    [(-1, 1e-100, 1e-100, 1e-200), (-1, 1e78, 1e78, 1e156), (-1, 1e170, 1e-170, 1), (-1e200, 1, 1, 1e-200)],
+)
+def test_hinf_norm_is_found_at_any_scale(A, B, C, gain):
+    assert transfer.hinf_norm([[A]], [B], [C]).gain == pytest.approx(gain)
+
+
+def test_mode_that_does_not_decay_in_a_step_is_named():
+    with pytest.raises(ValueError, match=r"^Lambda: expected modes that decay by more than rounding in a step, got"):
+        transfer.worst_fourier_mode([-1e-12], [1.0], [1.0], step=1e-5)

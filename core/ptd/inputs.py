@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -32,7 +33,9 @@ class Input:
             if not isinstance(value, Iterable) or isinstance(value, str):
                 raise checks.fail(name, "a tuple of numbers, one per input feature", repr(value), f"pass ({value},)")
             for number in value:
-                checks.number(name, number, -math.inf, math.inf, "finite numbers")
+                checks.number(name, number, -sys.float_info.max, math.inf, "finite numbers")
+            if not value:
+                raise checks.fail(name, "one number, or one per input feature", "none")
             object.__setattr__(self, name, tuple(float(number) for number in value))
 
     def check(self, d_input: int) -> None:

@@ -123,7 +123,10 @@ def _stored(N: int, conj_sym: bool) -> NDArray[np.float64]:
 
 
 def _uncoupled(Lambda: Complex) -> Modes:
-    """Modes of the real system of 2 x 2 rotations: z = (x_1 - i x_2)/sqrt 2 for each pair; B = 1 in each mode."""
+    """Modes of the real system of P 2 x 2 rotations, of order N = 2 P: z = (x_1 - i x_2)/sqrt 2 for each; B = 1.
+
+    However many are stored, they are one of each conjugate pair: x = 2 Re(V z), and V V_inv is not the identity.
+    """
     identity = np.eye(Lambda.size) / np.sqrt(2)
     return Modes(
         Lambda,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -23,8 +24,8 @@ class Group:
 class Optimizer:
     """AdamW with linear warm-up and cosine annealing per step to 0, and two learning rates.
 
-    Lambda and log_step train at ssm_lr without decay. B: "standard" ssm_lr without decay, "BandCdecay" ssm_lr with
-    decay, "BfastandCdecay" lr with decay. Everything else, C too unless C_lr is given: lr with decay.
+    Lambda and log_step train at ssm_lr without decay. B and S4's P: "standard" ssm_lr without decay, "BandCdecay"
+    ssm_lr with decay, "BfastandCdecay" lr with decay. Everything else, C too unless C_lr is given: lr with decay.
 
     Attributes:
         lr: peak rate of ordinary leaves, > 0.
@@ -35,7 +36,8 @@ class Optimizer:
         rule: one of "standard", "BandCdecay", "BfastandCdecay".
         global_step_size: train log_step as an ordinary leaf.
         C_lr: peak rate of C, > 0; decay stays.
-        frozen: leaf names kept at their initial value, for example ("Lambda", "B", "log_step").
+        frozen: leaves kept at their initial value, for example ("Lambda", "B", "log_step"): by name, for both parts and
+            in every block, by the name of a part ("Lambda_im") or by a dotted name ("decoder.weight").
     """
 
     lr: float
@@ -65,13 +67,14 @@ class Optimizer:
             raise checks.fail("frozen", "a tuple of leaf names", repr(self.frozen), f"pass ({self.frozen!r},)")
 
     def groups(self) -> list[Group]:
-        """Every group that a leaf of some name belongs to.
+        """Every group that a leaf of some name may belong to.
 
         >>> len(Optimizer(lr=4e-3, total_steps=10, weight_decay=0.1, rule="BandCdecay").groups())
         4
         """
         names = ("norm.mean", "Lambda_re", "log_step", "B_re", "C_re", "decoder.weight")
-        return list(dict.fromkeys(self.group(name) for name in names))
+        trained = dataclasses.replace(self, frozen=())  # one name stands for others that are not frozen with it
+        return list(dict.fromkeys(trained.group(name) for name in names))
 
     def group(self, name: str) -> Group:
         """The group of a leaf, by its dotted name.
@@ -79,8 +82,9 @@ class Optimizer:
         >>> Optimizer(lr=4e-3, total_steps=10, weight_decay=0.1).group("blocks.0.layer.B_re")
         Group(lr=0.001, weight_decay=0.0)
         """
-        leaf = name.rpartition(".")[2].removesuffix("_re").removesuffix("_im")
-        if leaf in self.frozen or is_statistic(name):
+        last = name.rpartition(".")[2]
+        leaf = last.removesuffix("_re").removesuffix("_im")
+        if not {leaf, last, name}.isdisjoint(self.frozen) or is_statistic(name):
             return Group(0.0, 0.0)
         if leaf == "Lambda" or (leaf == "log_step" and not self.global_step_size):
             return Group(self.ssm_lr, 0.0)

@@ -126,8 +126,9 @@ def unpack(packed: Array, lengths: Sequence[int]) -> list[Array]:
     Raises:
         ValueError: a length is negative or no integer, or they do not add up.
     """
-    if any(not isinstance(L, (int, np.integer)) or L < 0 for L in lengths):
+    if any(isinstance(L, bool) or not isinstance(L, (int, np.integer)) or L < 0 for L in lengths):
         raise fail("lengths", "integers >= 0", list(lengths), "pass the lengths of the sequences that were packed")
+    lengths = [int(L) for L in lengths]  # sums of 8-bit numbers would wrap
     if sum(lengths) != packed.shape[0]:
         raise fail("lengths", f"a sum of {packed.shape[0]}, the packed length", sum(lengths))
     starts = [sum(lengths[:i]) for i in range(len(lengths))]

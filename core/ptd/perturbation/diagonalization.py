@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import schur
 
 from .. import checks
 from . import responses
@@ -107,7 +108,7 @@ def modes(M: Array) -> tuple[Array, Array, Array]:
 
     V_inv is all NaN where V is exactly singular.
     """
-    Lambda, V = (X.astype(complex) for X in np.linalg.eig(M))
+    Lambda, V = unitary_modes(M) or (X.astype(complex) for X in np.linalg.eig(M))
     kept = np.flatnonzero(Lambda.imag >= 0) if np.isrealobj(M) else np.arange(Lambda.size)
     kept = kept[np.lexsort((Lambda[kept].real, Lambda[kept].imag))]
     Lambda, V = Lambda[kept], _fixed_phase(V[:, kept])
@@ -123,6 +124,27 @@ def modes(M: Array) -> tuple[Array, Array, Array]:
         np.hstack([V[:, pair].conj()[:, ::-1], V[:, ~pair], V[:, pair]]),
         np.vstack([rows.conj()[::-1], singles, rows]),
     )
+
+
+def unitary_modes(M: Array) -> tuple[Array, Array] | None:
+    """Eigenvalues (n,) and orthonormal eigenvectors (n, n) of a matrix that is normal to rounding, else None.
+
+    By its Schur form, whose part off the diagonal (off 2 x 2 blocks a + b [[0, 1], [-1, 0]] for a real matrix) measures
+    the departure from normality in first order. A general solver's vectors are not orthogonal where eigenvalues repeat.
+    """
+    size = np.abs(M).max()
+    if size == 0:
+        return np.zeros(len(M), complex), np.eye(len(M), dtype=complex)
+    T, Q = schur(M / size, output="real" if np.isrealobj(M) else "complex")
+    first = np.flatnonzero(np.diag(T, -1)) if np.isrealobj(M) else np.zeros(0, int)
+    second, Lambda, V = first + 1, np.diag(T).astype(complex), Q.astype(complex)
+    turn = (T[first, second] - T[second, first]) / 2
+    Lambda[first], Lambda[second] = Lambda[first] + 1j * turn, Lambda[first] - 1j * turn
+    V[:, first] = (Q[:, first] + 1j * Q[:, second]) / np.sqrt(2)
+    V[:, second] = V[:, first].conj()
+    if np.linalg.norm((V * Lambda) @ V.conj().T - M / size) > 10 * len(M) * np.finfo(float).eps * np.linalg.norm(T):
+        return None
+    return size * Lambda, V
 
 
 def _fixed_phase(V: Array) -> Array:

@@ -40,6 +40,7 @@ class Options:
             raise checks.fail("rho", "0 < rho < 1", self.rho, "rho = 1 is S4D-LegS and kappa <= 1/rho = 1")
         if not _is_real_number(self.deviation_weight) or not 0 <= self.deviation_weight < np.inf:
             raise checks.fail("deviation_weight", "a finite number >= 0", repr(self.deviation_weight))
+        checks.boolean("paired", self.paired)
         checks.positive_integer("iterations", self.iterations)
         if self.restarts is not None:
             checks.positive_integer("restarts", self.restarts)

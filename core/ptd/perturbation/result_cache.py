@@ -47,7 +47,7 @@ def load(name: str) -> dict[str, NDArray[Any]] | None:
         # opened here, because np.load leaves the file it opens to the garbage collector where it is damaged
         with open(folder() / f"{name}.npz", "rb") as file, np.load(file, allow_pickle=False) as stored:
             return {field: stored[field] for field in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None
 
 

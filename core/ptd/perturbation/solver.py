@@ -15,24 +15,31 @@ from threadpoolctl import threadpool_limits
 
 from .. import checks
 from . import responses, result_cache
-from .diagonalization import Diagonalization, diagonalize
+from .diagonalization import Diagonalization, diagonalize, unitary_modes
 from .minimization import Problem, minimize, pairing_start
 from .options import Options, inputs, matrix
 
 Array = NDArray[Any]
 
 # Raise whenever the numbers of any method change: it is part of every cache key.
-ALGORITHM = "7"
+ALGORITHM = "8"
 DEFAULT_FRACTION = 0.04
 DEFAULT_RHO = 0.1
+# Beyond these norms squares of entries, as the minimisation has them, may leave the range of doubles.
+MODERATE = 2.0**-200, 2.0**200
+# A backward error above this is no diagonalisation of A + E any more.
+BACKWARD_STABLE = 1e-6
 
 
 class NotConverged(RuntimeError):
     """No admissible perturbation was found; `best` holds the best Diagonalization met."""
 
     def __init__(self, message: str, best: Diagonalization) -> None:
-        super().__init__(message)
+        super().__init__(message, best)
         self.best = best
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def perturb_then_diagonalize(
@@ -81,8 +88,8 @@ def perturb_then_diagonalize(
 
     Raises:
         ValueError: a bad argument, named in one line.
-        NotConverged: V is numerically singular, or "optimized" left A + E unstable where A is stable, or with
-            surplus real eigenvalues where they were to be paired.
+        NotConverged: V is numerically singular or its backward error above 1e-6, or "optimized" left A + E unstable
+            where A is stable, or with surplus real eigenvalues where they were to be paired.
 
     >>> from ptd import hippo
     >>> found = perturb_then_diagonalize(*hippo.legs(8), size=4.01, cache=False)
@@ -114,8 +121,14 @@ def _perturbation(A: Array, B: Array | None, options: Options) -> tuple[Array, A
     if options.method == "random":
         E = _ginibre(rng, A)
         return E * (size / np.linalg.norm(E, 2)), B
-    if _is_normal(A):
-        return np.zeros_like(A), B
+    if (found := unitary_modes(A)) and not _unpaired(found[0], A, options):
+        return np.zeros_like(A), B  # no perturbation can do better
+    if not MODERATE[0] < (norm := float(np.abs(A).max())) < MODERATE[1]:
+        unit = 2.0 ** round(np.log2(norm)) if norm else 1.0
+        scaled = dataclasses.replace(options, size=size / unit, gamma=None)
+        if options.gamma is not None:
+            scaled = dataclasses.replace(options, gamma=options.gamma * unit)
+        return unit * _perturbation(A / unit, B, scaled)[0], B
     # where its core is taken, a second BLAS thread makes these orders seven times slower (n = 32: 4.2 s for 0.6 s);
     # one thread also rounds alike on every machine
     with threadpool_limits(1, "blas"):
@@ -128,7 +141,7 @@ def _optimized(A: Array, B: Array | None, size: float, options: Options, rng: np
     columns = None if B is None else B.reshape(n, -1)
     paired = options.paired and not np.iscomplexobj(A)
     problem = Problem(A, columns, size, options.gamma, options.deviation_weight, paired)
-    if paired and columns is not None and not np.iscomplexobj(columns):
+    if paired and B is not None and columns is not None and responses.is_legs(A, B):
         F, iterations = pairing_start(problem, columns, options.iterations)
         return minimize(problem, [F], iterations)
     # inside the ball: from near its boundary runs end in minima with up to thrice the deviation (n <= 32),
@@ -143,10 +156,10 @@ def _ginibre(rng: np.random.Generator, A: Array) -> Array:
     return E + 1j * rng.standard_normal(A.shape) if np.iscomplexobj(A) else E
 
 
-def _is_normal(A: Array) -> bool:
-    """A unitary diagonalisation exists to rounding: no perturbation can do better than E = 0."""
-    H = A.conj().T
-    return bool(np.linalg.norm(A @ H - H @ A) <= 1e-13 * np.linalg.norm(A) ** 2)
+def _unpaired(Lambda: Array, A: Array, options: Options) -> int:
+    """How many eigenvalues are real where they were to be paired, if more than one of an odd number."""
+    count = int(np.sum(Lambda.imag == 0))
+    return count if options.paired and np.isrealobj(A) and count > len(A) % 2 else 0
 
 
 def _restored(stored: dict[str, Array] | None) -> Diagonalization | None:
@@ -162,10 +175,13 @@ def _restored(stored: dict[str, Array] | None) -> Diagonalization | None:
 def _check_converged(A: Array, found: Diagonalization, options: Options) -> None:
     if not found.condition_number < 1 / np.finfo(float).eps:
         raise NotConverged("V is numerically singular: pass a larger size or another seed", found)
+    if not found.backward_error < BACKWARD_STABLE:
+        message = f"V is too ill-conditioned to be inverted, backward error {found.backward_error:.1g}"
+        raise NotConverged(f"{message}: pass a larger size or another seed", found)
     was_stable = np.linalg.eigvals(A).real.max() < 0
-    if options.paired and np.isrealobj(A) and np.sum(found.Lambda.imag == 0) > len(A) % 2:
-        raise NotConverged(f"{np.sum(found.Lambda.imag == 0)} real eigenvalues remain: pass a larger size", found)
-    if options.method == "optimized" and was_stable and found.spectral_abscissa >= 0:
+    if count := _unpaired(found.Lambda, A, options):
+        raise NotConverged(f"{count} real eigenvalues remain: pass a larger size", found)
+    if options.method == "optimized" and found.E.any() and was_stable and found.spectral_abscissa >= 0:
         message = f"A is stable but A + E is not, max Re Lambda = {found.spectral_abscissa:.3g}"
         raise NotConverged(f"{message}: pass a smaller size, another seed or more restarts", found)
 

@@ -8,6 +8,7 @@ convergence. What can fail is only the rounding of an eigenvalue solver, not the
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,13 +90,22 @@ def hinf_norm(A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = No
     D = arguments.rows("D", np.zeros((len(C), B.shape[1])) if D is None else D, B.shape[1])
     checks.shape("D", D, (len(C), B.shape[1]), "(p, m) from C and B")
     checks.number("rtol", rtol, 1e-12, 1, "a number in [1e-12, 1)")
-    return _level_sets(A, B, C, D, rtol)
+    check_stable("A", np.linalg.eigvals(A))
+    if D.any():
+        return _level_sets(A, B, C, D, rtol)
+    # In units in which nothing is far from 1, since levels are squared; powers of two, which do not round.
+    a, b, c = (_exponent(X) for X in (A, B, C))
+    found = _level_sets(A * 2.0**-a, B * 2.0**-b, C * 2.0**-c, D, rtol)
+    return Peak(math.ldexp(found.gain, b + c - a), found.omega * 2.0**a)
+
+
+def _exponent(X: Array) -> int:
+    return max(-1000, min(1000, math.frexp(float(np.abs(X).max()))[1]))
 
 
 def _level_sets(A: Array, B: Array, C: Array, D: Array, rtol: float) -> Peak:
     T, Q = schur(A, output="complex")
     modes = np.diag(T)
-    check_stable("A", modes)
     if not B.any() or not C.any():
         return Peak(float(np.linalg.norm(D, 2)), 0.0)
     triangle = T, Q.conj().T @ B, C @ Q

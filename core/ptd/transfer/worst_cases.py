@@ -106,7 +106,11 @@ def worst_fourier_mode(
 
 def _largest_on_circle(Lambda_bar: Array, B: Array, C: Array, rtol: float) -> Peak:
     angles = np.angle(Lambda_bar)
-    sampled = np.einsum("pk,ak,km->apm", C, 1 / (np.exp(1j * angles)[:, None] - Lambda_bar), B)
+    distance = np.exp(1j * angles)[:, None] - Lambda_bar
+    if not distance.all():
+        need = "modes that decay by more than rounding in a step"
+        raise checks.fail("Lambda", need, "one with |Lambda_bar| = 1", "take larger steps, or hinf_norm without")
+    sampled = np.einsum("pk,ak,km->apm", C, 1 / distance, B)
     turn = angles[np.linalg.norm(sampled, 2, axis=(1, 2)).argmax()]
     turned = Lambda_bar * np.exp(-1j * turn)
     # with z = (1 + s)/(1 - s), A = (turned - 1)/(turned + 1) and C here over 1 + turned:
