@@ -504,6 +504,12 @@ def test_scale_of_the_matrix_does_not_matter(factor):
     assert found.backward_error < 1e-13
 
 
+def test_pairing_the_zero_matrix_needs_a_size():
+    assert np.all(solve(np.zeros((4, 4)), size=1.0, paired=True).Lambda.imag != 0)
+    with pytest.raises(NotConverged, match=r"^4 real eigenvalues remain: pass a larger size"):
+        solve(np.zeros((4, 4)), paired=True)
+
+
 def test_error_of_a_worker_process_keeps_its_result():
     error = NotConverged("no", solve(-np.eye(2)))
     again = pickle.loads(pickle.dumps(error))

@@ -340,12 +340,11 @@ class SequenceModel:
             targets: class numbers or real targets.
             lengths: valid lengths, or None.
         """
-        whole = checks.is_integral(inputs)
         if self.encoder == "embedding":
             checks.numbers_below("inputs", inputs, self.d_input, "tokens", "d_input")
         if checks.is_integral(targets):
             checks.numbers_below("targets", targets, self.d_output, "class numbers", "d_output")
-        one_axis = self.encoder == "embedding" or (whole and self.d_input == 1)
+        one_axis = self.encoder == "embedding" or (self.d_input == 1 and checks.is_integral(inputs))
         if lengths is not None and len(np.shape(inputs)) > 1:
             checks.lengths(lengths, np.shape(inputs)[-1 if one_axis else -2])
 

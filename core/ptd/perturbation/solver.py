@@ -121,10 +121,10 @@ def _perturbation(A: Array, B: Array | None, options: Options) -> tuple[Array, A
     if options.method == "random":
         E = _ginibre(rng, A)
         return E * (size / np.linalg.norm(E, 2)), B
-    if (found := unitary_modes(A)) and not _unpaired(found[0], A, options):
-        return np.zeros_like(A), B  # no perturbation can do better
-    if not MODERATE[0] < (norm := float(np.abs(A).max())) < MODERATE[1]:
-        unit = 2.0 ** round(np.log2(norm)) if norm else 1.0
+    if not size or ((found := unitary_modes(A)) and not _unpaired(found[0], A, options)):
+        return np.zeros_like(A), B  # no perturbation can do better, or none of a share of 0 is one
+    if (norm := float(np.abs(A).max())) and not MODERATE[0] < norm < MODERATE[1]:
+        unit = 2.0 ** round(np.log2(norm))
         scaled = dataclasses.replace(options, size=size / unit, gamma=None)
         if options.gamma is not None:
             scaled = dataclasses.replace(options, gamma=options.gamma * unit)

@@ -109,7 +109,7 @@ def _largest_on_circle(Lambda_bar: Array, B: Array, C: Array, rtol: float) -> Pe
     distance = np.exp(1j * angles)[:, None] - Lambda_bar
     if not distance.all():
         need = "modes that decay by more than rounding in a step"
-        raise checks.fail("Lambda", need, "one with |Lambda_bar| = 1", "take larger steps, or hinf_norm without")
+        raise checks.fail("Lambda", need, "one with |Lambda_bar| = 1", "take larger steps")
     sampled = np.einsum("pk,ak,km->apm", C, 1 / distance, B)
     turn = angles[np.linalg.norm(sampled, 2, axis=(1, 2)).argmax()]
     turned = Lambda_bar * np.exp(-1j * turn)
