@@ -402,3 +402,11 @@ def test_hinf_norm_is_found_at_any_scale(A, B, C, gain):
 def test_mode_that_does_not_decay_in_a_step_is_named():
     with pytest.raises(ValueError, match=r"^Lambda: expected modes that decay by more than rounding in a step, got"):
         transfer.worst_fourier_mode([-1e-12], [1.0], [1.0], step=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["zoh", "bilinear"])
+@pytest.mark.parametrize(("decay", "step"), [(1e-6, 1e-5), (1e-12, 1e-6), (1e-12, 1.0)])
+def test_sampled_gain_of_a_slow_mode_keeps_its_digits(rule, decay, step):
+    """At frequency 0 that of continuous time, 1/decay; of 1 - Lambda_bar step times decay leaves few digits."""
+    found = transfer.diagonal_response([-decay], [1.0], [1.0], [0.0], step=step, discretization=rule)
+    assert found[0] * decay == pytest.approx(1, rel=1e-14)

@@ -67,8 +67,8 @@ def diagonal_response(
             diagonal_response(Lambda, B, C, w, step=step, discretization=discretization) for w in (omega, -omega)
         )
         return plus + minus.conj()
-    a, b, gain = _diagonal_pencil(Lambda, omega[..., None], step, discretization)
-    return _contract(gain * _reciprocal(a - b), B, C)
+    distances, gain = _diagonal_distances(Lambda, omega[..., None], step, discretization)
+    return _contract(gain * _reciprocal(distances), B, C)
 
 
 def dplr_response(
@@ -215,13 +215,18 @@ def _reciprocal(distance: Array) -> Array:
     return 1 / distance
 
 
-def _diagonal_pencil(
+def _diagonal_distances(
     Lambda: Array, omega: Array, step: ArrayLike | None, discretization: str
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array]:
+    """a - b Lambda of every mode, and the gain: differences of numbers near 1 by expm1, which slow modes need."""
     if step is None:
-        return 1j * omega, Lambda, np.ones(1)
-    Lambda_bar, factor = discretized_modes(Lambda, step, discretization)
-    return np.ones(1), np.exp(-1j * omega) * Lambda_bar, factor
+        return 1j * omega - Lambda, np.ones(1)
+    steps = arguments.steps(step, len(Lambda))
+    if _is_zoh(step, discretization):
+        _, gain = discretized_modes(Lambda, step, discretization)
+        return -np.expm1(Lambda * steps - 1j * omega), gain
+    a = -np.expm1(-1j * omega)
+    return a - (2 - a) * (steps / 2) * Lambda, steps
 
 
 def _dense_zoh(A: Array, B: Array, step: float) -> tuple[Array, Array]:
