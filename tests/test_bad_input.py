@@ -177,6 +177,10 @@ BAD = {
     "u: expected shape (..., L, 3) from d_input, got (1, 4)": lambda: MODEL.step(MODEL_PARAMS, np.ones(4), [0, 0]),
     "params: expected the leaves of the model, got none": lambda: MODEL.step({}, np.ones(3), [0, 0]),
     # training
+    "lr: expected one number > 0, got [0.1, 0.2]": lambda: optimizer(lr=[0.1, 0.2]),
+    "dt_min: expected one number > 0, got [0.001]; step sizes are times": lambda: initialize(dt_min=[1e-3]),
+    "seed: expected an integer >= 0, got -1; pass seed=0": lambda: modes.rand(4, seed=-1),
+    "sequences: expected an array, got list; pass backend.asarray(sequences)": lambda: ptd.pack([[[1.0], [2.0]]]),
     "lr: expected finite values > 0, got 0": lambda: optimizer(lr=0),
     "lr: expected finite values > 0, got 'fast'": lambda: optimizer(lr="fast"),
     "ssm_lr: expected finite values > 0, got -1": lambda: optimizer(ssm_lr=-1),

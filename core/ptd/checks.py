@@ -25,6 +25,12 @@ def positive_integer(argument: str, value: Any) -> None:
         raise fail(argument, "a positive integer", repr(value), f"pass {argument} >= 1")
 
 
+def seed(value: Any) -> None:
+    """Raise unless value is an integer >= 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise fail("seed", "an integer >= 0", repr(value), "pass seed=0")
+
+
 def one_device(owner: str, devices: Any) -> None:
     """Raise unless devices is 1, for a backend, called owner, whose learners have no more."""
     positive_integer("devices", devices)
@@ -176,6 +182,13 @@ def positive(argument: str, value: Any, remedy: str = "") -> None:
     bad = ~(np.isfinite(host) & (host > 0))
     if bad.any():
         raise fail(argument, "finite values > 0", np.atleast_1d(host)[np.atleast_1d(bad)][0], remedy)
+
+
+def positive_number(argument: str, value: Any, remedy: str = "") -> None:
+    """Raise unless value is one real, finite number > 0."""
+    if np.ndim(value):
+        raise fail(argument, "one number > 0", repr(value), remedy)
+    positive(argument, value, remedy)
 
 
 def number(argument: str, value: Any, low: float, high: float, expected: str) -> None:

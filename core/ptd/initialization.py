@@ -178,7 +178,7 @@ def _leaves(
     **system: NDArray,
 ) -> Leaves:
     """Complex values as pairs of real leaves, and the rest of the draws."""
-    checks.positive("dt_min", dt_min, "step sizes are times")
+    checks.positive_number("dt_min", dt_min, "step sizes are times")
     checks.number("dt_max", dt_max, dt_min, np.inf, f"a finite value >= dt_min={dt_min}")
     if (worst := system["Lambda"].real.max()) >= 0:
         raise checks.fail("init", "modes with Re Lambda < 0", f"max Re Lambda = {worst:.3g}", "the system is unstable")

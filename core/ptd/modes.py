@@ -101,6 +101,7 @@ def real(N: int, *, conj_sym: bool = True) -> Modes:
 
 def rand(N: int, *, conj_sym: bool = True, seed: int = 0) -> Modes:
     """Lambda_n = -1/2 + i e^g with g standard normal (S4D-Rand)."""
+    checks.seed(seed)
     g = np.random.default_rng(seed).standard_normal(_stored(N, conj_sym).size)
     return _uncoupled(-0.5 + 1j * np.exp(g))
 

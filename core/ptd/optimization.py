@@ -51,10 +51,10 @@ class Optimizer:
     C_lr: float | None = None
 
     def __post_init__(self) -> None:
-        checks.positive("lr", self.lr)
-        checks.positive("ssm_lr", self.ssm_lr)
+        checks.positive_number("lr", self.lr)
+        checks.positive_number("ssm_lr", self.ssm_lr)
         if self.C_lr is not None:
-            checks.positive("C_lr", self.C_lr)
+            checks.positive_number("C_lr", self.C_lr)
         checks.positive_integer("total_steps", self.total_steps)
         checks.choice("rule", self.rule, RULES)
         checks.boolean("global_step_size", self.global_step_size)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import checks
 from .arrays import Array, arange, as_index, namespace
 from .checks import fail
 
@@ -110,8 +111,11 @@ def pack(sequences: Sequence[Array]) -> tuple[Array, Array]:
     >>> pack([np.zeros((2, 1)), np.ones((1, 1))])[1].tolist()
     [True, False, True]
     """
+    sequences = list(sequences)
     if not sequences:
         raise fail("sequences", "at least one array (L_i, H)", "none")
+    for u in sequences:
+        checks.array("sequences", u)
     shapes = [tuple(u.shape) for u in sequences]
     if len({shape[1:] for shape in shapes}) > 1 or len(shapes[0]) != 2:
         raise fail("sequences", "arrays (L_i, H) of one width H", f"shapes {shapes}")

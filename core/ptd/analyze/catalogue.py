@@ -75,7 +75,7 @@ def analyze(
         report(name, "computing")
         # many small matrices: a second BLAS thread only costs
         with threadpool_limits(1, "blas"):
-            tables = figure.data(tuple(orders) if orders and figure.orders else figure.orders, seed)
+            tables = figure.data(tuple(orders) if len(orders) and figure.orders else figure.orders, seed)
         for suffix, table in tables.items():
             files.append(Path(out) / (f"{name}-{suffix}.csv" if suffix else f"{name}.csv"))
             write(files[-1], table)
@@ -88,14 +88,15 @@ def analyze(
 def _check(only: Sequence[str], orders: Sequence[int], seed: int) -> None:
     for name in only:
         checks.choice("only", name, FIGURES)
+    if isinstance(orders, int):
+        raise checks.fail("orders", "a sequence of orders", orders, f"pass [{orders}]")
     for n in orders:
         checks.positive_integer("n", n)
         if n < 4:
             raise checks.fail("n", "orders >= 4", n, "an optimised E pairs its eigenvalues from there on")
     if len(set(orders)) < len(orders):
         raise checks.fail("n", "each order once", list(orders))
-    if orders and only and not any(FIGURES[name].orders for name in only):
+    if len(orders) and only and not any(FIGURES[name].orders for name in only):
         names = ", ".join(only)
         raise checks.fail("n", f"no orders for {names}, whose order is the paper's", list(orders), "leave them out")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise checks.fail("seed", "an integer >= 0", repr(seed), "pass seed=0")
+    checks.seed(seed)

@@ -44,8 +44,7 @@ class Options:
         checks.positive_integer("iterations", self.iterations)
         if self.restarts is not None:
             checks.positive_integer("restarts", self.restarts)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)) or self.seed < 0:
-            raise checks.fail("seed", "an integer >= 0", repr(self.seed), "pass seed=0")
+        checks.seed(self.seed)
 
     def _check_amount(self, name: str) -> None:
         value = getattr(self, name)
