@@ -21,6 +21,9 @@ from .kernels import ON_CPU, ON_GPU
 
 arrays.NAMESPACES[mx.array] = namespace
 
+#: What arrays have to be here: see ptd.checks.array.
+ARRAY = mx.array, "an mlx array"
+
 
 class MlxBackend(PortableBackend):
     """mlx on its default device, in float32."""
@@ -47,15 +50,15 @@ class MlxBackend(PortableBackend):
         return array if dtype is None else array.astype(mx.float32)
 
     def apply(self, layer: Layer, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
-        _check_array("u", u)
+        checks.array("u", u, *ARRAY)
         return super().apply(layer, params, u, **call)
 
     def apply_model(self, model: SequenceModel, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
-        _check_array("u", u)
+        checks.array("u", u, *ARRAY)
         return super().apply_model(model, params, u, **call)
 
     def step(self, layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, **call: Any) -> Any:
-        _check_array("u_k", u_k)
+        checks.array("u_k", u_k, *ARRAY)
         return super().step(layer, params, u_k, state, **call)
 
     def gradients(self, function: Callable[..., Array], arguments: dict[str, Array]) -> dict[str, Array]:
@@ -85,11 +88,6 @@ class MlxBackend(PortableBackend):
         checks.one_device(self.name, devices)
         self.check_learner(model, params, activations)
         return MlxLearner(self, model, params, optimizer, seed)
-
-
-def _check_array(argument: str, value: Any) -> None:
-    if not isinstance(value, mx.array):
-        raise checks.fail(argument, "an mlx array", type(value).__name__, f"pass backend.asarray({argument})")
 
 
 backend = MlxBackend()

@@ -38,6 +38,9 @@ vars(xp).update(vars(_compatible), moveaxis=torch.movedim)  # torch.func.vmap ha
 vars(xp).update(eye=torch.eye, exact_matmul=exact_matmul)
 arrays.NAMESPACES[torch.Tensor] = arrays.NAMESPACES[torch.nn.Parameter] = xp
 
+#: What arrays have to be here: see ptd.checks.array.
+TENSOR = Tensor, "a torch tensor"
+
 
 class TorchBackend(PortableBackend):
     """PyTorch on one device: the first GPU if there is one, else the CPU; on() names another.
@@ -97,7 +100,7 @@ class TorchBackend(PortableBackend):
         What torch compiles or exports takes no form by size: there S4D and DSS run in chunks. An exporter may leave the
         batch open, but not L.
         """
-        _check_tensor("u", u)
+        checks.array("u", u, *TENSOR)
         for name in fused:
             checks.choice("fused", name, PARTS)
         if fused and not plain():
@@ -117,11 +120,11 @@ class TorchBackend(PortableBackend):
         return layer.apply(params, _autocast(u), kernels=kernels, **_as_tensors(call, u))
 
     def apply_model(self, model: SequenceModel, params: Mapping[str, Tensor], u: Tensor, **call: Any) -> Any:
-        _check_tensor("u", u)
+        checks.array("u", u, *TENSOR)
         return super().apply_model(model, params, u, **call)
 
     def step(self, layer: Layer, params: Mapping[str, Tensor], u_k: Tensor, state: Tensor, **call: Any) -> Any:
-        _check_tensor("u_k", u_k)
+        checks.array("u_k", u_k, *TENSOR)
         if call:
             layer.check_step(params, u_k, state, **call)  # while host values still are
         return layer.step(params, u_k, state, **_as_tensors(call, u_k))
@@ -176,11 +179,6 @@ def _as_tensors(call: dict[str, Any], u: Any) -> dict[str, Any]:
         else value
         for name, value in call.items()
     }
-
-
-def _check_tensor(argument: str, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        raise checks.fail(argument, "a torch tensor", type(value).__name__, f"pass backend.asarray({argument})")
 
 
 def _kernels_of(device: torch.device) -> Kernels:

@@ -112,10 +112,10 @@ def instance(argument: str, value: Any, kind: type, name: str, remedy: str = "")
         raise fail(argument, name, repr(value), remedy)
 
 
-def array(argument: str, value: Any) -> None:
-    """Raise unless value is an array of some framework."""
-    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
-        raise fail(argument, "an array", type(value).__name__, f"pass backend.asarray({argument})")
+def array(argument: str, value: Any, kind: type = object, name: str = "an array") -> None:
+    """Raise unless value is an array of some framework, or of the one whose arrays are of a kind, called name."""
+    if not isinstance(value, kind) or not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        raise fail(argument, name, type(value).__name__, f"pass backend.asarray({argument})")
 
 
 def name_of(dtype: Any) -> str:
