@@ -292,3 +292,7 @@ def test_groups_of_a_rule_are_those_of_every_leaf(options):
     rule = Optimizer(1e-2, 9, **options)
     model = SequenceModel(S4(4, 8, bidirectional=True), n_layers=1, d_input=1, d_output=2, norm="batch")
     assert {rule.group(name) for name in model.shapes()} <= {*rule.groups()}
+
+
+def test_numbers_of_an_input_may_be_an_array():
+    assert ptd.Input(np.array([1.0, 2.0]), np.zeros(2)) == ptd.Input((1.0, 2.0), (0.0, 0.0))

@@ -57,7 +57,7 @@ def test_powers_are_powers(L):
     assert_allclose(powers(Lambda_bar, L), Lambda_bar[:, None] ** np.arange(L), rtol=1e-13, atol=1e-300)
 
 
-@pytest.mark.parametrize("exponent", [1, 2, 3, 8, 13])
+@pytest.mark.parametrize("exponent", [1, 2, 3, 8, np.int64(13)])
 def test_matrix_power_is_the_repeated_product(exponent):
     A = 0.4 * draw(2, 3, 3)
     assert_allclose(matrix_power(A, exponent), np.linalg.matrix_power(A, exponent), rtol=1e-12)

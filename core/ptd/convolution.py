@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Sequence
 
 from . import checks
@@ -169,7 +170,7 @@ def cauchy(
     C~ = C (I + A_bar^L):   K^ = exp(ih) [C~ S B - cos h C~ S P (I + cos h P^* S P)^{-1} P^* S B],
     K_l = exp(pi i l/L) ifft(K^)_l. The half-angle form is S4's multiplied out: nothing is singular at z = -1. At z = 1,
     one of the roots of 1 that S4 takes, S is 1/|Lambda| whatever the step, and the correction cancels it: a mode that
-    hardly decays, as HiPPO-FouT has one, costs three digits and more. At roots of -1 S stays below step L/pi.
+    hardly decays, as HiPPO-FouT has one, costs three digits and more. At roots of -1 its S is about step L/pi.
 
     Args:
         transition: the discretised A_bar, (H, N) and (H, N, r); its conj_sym is that of all arguments.
@@ -224,7 +225,7 @@ def _after(transition: LowRankTransition, C: Array, L: int) -> Array:
 
 def matrix_power(A: Array, L: int) -> Array:
     """A^L for (..., N, N) by repeated squaring, L >= 1."""
-    if not isinstance(L, int):
+    if not isinstance(L, numbers.Integral):
         raise checks.fail("L", "a length that is known", L, "an exporter may leave the batch open, but not L")
     result = None
     while True:

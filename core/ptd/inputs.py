@@ -32,11 +32,12 @@ class Input:
             value = getattr(self, name)
             if not isinstance(value, Iterable) or isinstance(value, str):
                 raise checks.fail(name, "a tuple of numbers, one per input feature", repr(value), f"pass ({value},)")
-            for number in value:
-                checks.number(name, number, -sys.float_info.max, math.inf, "finite numbers")
-            if not value:
+            numbers = tuple(value)
+            if not numbers:
                 raise checks.fail(name, "one number, or one per input feature", "none")
-            object.__setattr__(self, name, tuple(float(number) for number in value))
+            for number in numbers:
+                checks.number(name, number, -sys.float_info.max, math.inf, "finite numbers")
+            object.__setattr__(self, name, tuple(map(float, numbers)))
 
     def check(self, d_input: int) -> None:
         """Raise ValueError unless scale and shift have one number, or one for each of d_input features."""
