@@ -27,8 +27,9 @@ from .chunked import mixing_chunks
 from .compilation import compiled
 from .fused import PARTS
 from .kernels import KERNELS, chunk_length_beside_states, exact_matmul
+from .norm import Normed
+from .normed_states import mixing_states
 from .scan import kernel_path
-from .states import mixing_states
 from .transforms import plain
 
 _compatible = array_api_compat.array_namespace(torch.zeros(0))
@@ -91,9 +92,18 @@ class TorchBackend(PortableBackend):
         return array.detach().cpu().numpy()
 
     def apply(
-        self, layer: Layer, params: Mapping[str, Tensor], u: Tensor, *, fused: Collection[str] = (), **call: Any
+        self,
+        layer: Layer,
+        params: Mapping[str, Tensor],
+        u: Tensor,
+        *,
+        fused: Collection[str] = (),
+        normed: Normed | None = None,
+        **call: Any,
     ) -> Any:
         """See ptd.contract.Backend; fused names kernels with a first derivative only: "chunks", "states", "tiles".
+
+        normed is what u is the batch norm of; "states" may then find the gradient of both together.
 
         On a GPU so are the kernels of form "convolution" in float32, and those of form "chunked" but for S5's. In
         forward mode, and under torch.func where they have no rule, core's definitions run; named kernels are refused.
@@ -113,7 +123,7 @@ class TorchBackend(PortableBackend):
         if "chunks" in fused:
             kernels = dataclasses.replace(kernels, mixing_chunks=functools.partial(mixing_chunks, tiled=tiled))
         if "states" in fused:
-            by_states = functools.partial(mixing_states, tiled=tiled)
+            by_states = functools.partial(mixing_states, tiled=tiled, normed=normed)
             chunk_length = chunk_length_beside_states if u.is_cuda else kernels.chunk_length
             kernels = dataclasses.replace(kernels, mixing_states=by_states, chunk_length=chunk_length)
         layer.check_call(params, u, activations=kernels.activations, **call)  # while host values still are

@@ -111,6 +111,6 @@ def sum_of_products(u: Tensor, weight: Tensor, v: Tensor, other: Tensor) -> Tens
 def inner_last(weight: Tensor) -> Tensor:
     """A weight (K, N) with its K numbers side by side in memory, as the GPU's TF32 products want their factors.
 
-    They ran at 320 Tflop/s so, at 217 the other way (H200, benchmarks/notes.md).
+    They ran at 320 Tflop/s so, at 217 the other way (H200, benchmarks/notes.md). Products of narrower ones take both.
     """
-    return weight.t().contiguous().t()
+    return weight.t().contiguous().t() if weight.dtype == torch.float32 else weight

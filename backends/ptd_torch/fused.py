@@ -15,7 +15,7 @@ from ptd.model import SequenceModel, Training
 
 from .end import block_end
 from .gate import gated_sum
-from .norm import batch_normalized, column_moments
+from .norm import Normed, batch_normalized, column_moments
 from .scan import kernel_path
 
 #: What may run as kernels: S5's chunked form as one operator, its chunks of one sample as another in place of that, the
@@ -100,12 +100,14 @@ class Passes:
         known: moments (2, H) of the block's input, where a norm before the layer runs as kernels.
         lengths: valid lengths or None.
 
-    After a run, found is the moments of the residual sum where the norm and what ends in that sum run as kernels, else
-    None. With prenorm the next block begins with them; else the norm of this one takes them.
+    After a run, normed is what the norm was last taken of, and found the moments of the residual sum where the norm and
+    what ends in that sum run as kernels, else None. With prenorm the next block begins with them; else the norm of this
+    one takes them.
     """
 
     def __init__(self, model: SequenceModel, training: Training, known: Tensor | None, lengths: Tensor | None):
         self.found: Tensor | None = None
+        self.normed: Normed | None = None
         self._model, self._training, self._known, self._lengths = model, training, known, lengths
 
     def of(self, fused: Collection[str]) -> dict[str, Callable]:
@@ -125,7 +127,8 @@ class Passes:
         """ptd.model.batch_norm from the moments that x came with, else from those of a pass over x; none needs near."""
         known = self._known if self._model.prenorm else self.found
         known = column_moments(x.detach(), lengths) if known is None else known
-        return batch_normalized(x, scale, bias, known, lengths), known[0], known[1]
+        self.normed = Normed(x, scale, bias, known, lengths)
+        return batch_normalized(*self.normed), known[0], known[1]
 
     def gated_sum(self, keep: Tensor | None, z: Tensor, bias: Tensor, x: Tensor, *, moments: bool) -> Tensor:
         """See SequenceModel.block; moments as in ptd_torch.gate.gated_sum."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,16 @@ def column_moments(x: Tensor, lengths: Tensor | None) -> Tensor:
 @column_moments.register_fake
 def _(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x.new_empty((2, x.shape[-1]), dtype=torch.float32)
+
+
+class Normed(NamedTuple):
+    """What batch_normalized takes, kept for one that takes over its gradient."""
+
+    x: Tensor
+    scale: Tensor
+    bias: Tensor
+    moments: Tensor
+    lengths: Tensor | None
 
 
 def batch_normalized(x: Tensor, scale: Tensor, bias: Tensor, moments: Tensor, lengths: Tensor | None) -> Tensor:
@@ -92,10 +102,14 @@ def _backward(ctx: Any, _: Any, dy: Tensor | None) -> tuple:
     if dy is None:
         return (None,) * 5
     x, scale, moments, lengths = ctx.saved_tensors
-    dscale, dbias, a, b, c = norm_adjoint(dy, x, scale, moments, lengths)
-    shared = sequences.mask(x.to(scale.dtype) * b + c, lengths)
-    dx = dy.to(scale.dtype) * a - shared
-    return dx.to(x.dtype), dscale, dbias, None, None
+    return *gradients(dy, x, norm_adjoint(dy, x, scale, moments, lengths), lengths), None, None
+
+
+def gradients(dy: Tensor, x: Tensor, found: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Those by x, scale and bias, from what norm_adjoint finds."""
+    dscale, dbias, a, b, c = found
+    shared = sequences.mask(x.to(found.dtype) * b + c, lengths)
+    return (dy.to(found.dtype) * a - shared).to(x.dtype), dscale, dbias
 
 
 norm_factor.register_autograd(_backward, setup_context=_setup_context)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ptd.contract import Backend
+from ptd.layers import Layer
 from ptd.model import SequenceModel, Training
 from ptd.whole_sets import check_targets
 
@@ -103,8 +103,13 @@ class Program:
         if not training:
             return *self._model.block(0, leaves, x, training=None, run=self._backend.apply, **call), None
         step = Training(Dropout(key))
-        call["run"] = functools.partial(self._backend.apply, fused=self._fused)
         passes = Passes(self._model, step, known, lengths)
+
+        def run(layer: Layer, params: dict, u: Tensor, **call: Any) -> Any:
+            own = passes.normed if self._model.prenorm and noise is None else None
+            return self._backend.apply(layer, params, u, fused=self._fused, normed=own, **call)
+
+        call["run"] = run
         x, statistics = self._model.block(0, leaves, x, training=step, **call, **passes.of(self._fused))
         return x, statistics, passes.found if self._model.prenorm else None
 

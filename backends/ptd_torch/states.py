@@ -54,21 +54,14 @@ def states_form(
     Returns:
         y (R, n, H) and, for the gradient, the states (R, n, D, 2, M).
     """
-    (R, n, H), M = u.shape, a.shape[-1]
-    rows = u.reshape(R * n, H)
-    drive = (rows @ into.t()).view(R, n, 1, 2, M)
-    states = states_from_rest(a, drive, out.shape[-1] // (2 * M), tiled=tiled)
-    y = product(states.view(R * n, out.shape[-1]), out, skip if added else None, rows)
-    return y.view(R, n, H), states
+    return forward(u, a, into, out, skip if added else None, tiled)
 
 
 @states_form.register_fake
 def _(
     u: Tensor, a: Tensor, into: Tensor, out: Tensor, skip: Tensor | None, added: bool, tiled: bool
 ) -> tuple[Tensor, Tensor]:
-    (R, n, _), M = u.shape, a.shape[-1]
-    y = torch.empty_like(u, memory_format=torch.contiguous_format)
-    return y, u.new_empty(R, n, out.shape[-1] // (2 * M), 2, M)
+    return room(u, a, out)
 
 
 @torch.library.custom_op("ptd::states_form_adjoint", mutates_args=())
@@ -77,18 +70,14 @@ def states_form_adjoint(
     tiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of states_form by u, a, into, out and skip; that by skip is empty if there is none."""
-    (R, n, H), M = u.shape, a.shape[-1]
-    rows, dy = u.reshape(R * n, H), dy.reshape(R * n, H)
-    # TF32 products are half again as fast where both factors lie along the inner dimension (benchmarks/notes.md).
-    entering = (dy @ inner_last(out)).view(states.shape)
-    drive, grad_a = drive_gradient(a, entering, states, tiled=tiled, shared=True)
-    drive = drive.view(R * n, 2 * M)
+    drive, *grads = states_gradients(dy, states, u, a, out, tiled)
+    rows, dy = u.reshape(-1, u.shape[-1]), dy.reshape(-1, u.shape[-1])
     if skip is not None and added:
         du, dskip = product_and_sums(drive, into.t(), skip, dy, rows)
     else:
         du = drive @ inner_last(into)
         dskip = a.new_empty(0) if skip is None else dot_columns(dy, rows, skip.dtype)
-    return du.view(u.shape), grad_a, drive.t() @ rows, dy.t() @ states.view(R * n, out.shape[-1]), dskip
+    return du.view(u.shape), *grads, dskip
 
 
 @states_form_adjoint.register_fake
@@ -117,6 +106,38 @@ def _backward(ctx: Any, dy: Tensor | None, _: Any) -> tuple:
 
 states_form.register_autograd(_backward, setup_context=_setup_context)
 states_form_adjoint.register_autograd(refuse_second("form='chunked' on a GPU"))
+
+
+# --- what ptd_torch.normed_states has as well ---------------------------------------------------------------------
+
+
+def forward(u: Tensor, a: Tensor, into: Tensor, out: Tensor, skip: Tensor | None, tiled: bool) -> tuple[Tensor, Tensor]:
+    """The product, states and product of states_form: y (R, n, H), with skip u where skip is not None, and states."""
+    (R, n, H), M = u.shape, a.shape[-1]
+    rows = u.reshape(R * n, H)
+    drive = (rows @ into.t()).view(R, n, 1, 2, M)
+    states = states_from_rest(a, drive, out.shape[-1] // (2 * M), tiled=tiled)
+    return product(states.view(R * n, out.shape[-1]), out, skip, rows).view(R, n, H), states
+
+
+def room(u: Tensor, a: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for y and the states."""
+    (R, n, _), M = u.shape, a.shape[-1]
+    y = torch.empty_like(u, memory_format=torch.contiguous_format)
+    return y, u.new_empty(R, n, out.shape[-1] // (2 * M), 2, M)
+
+
+def states_gradients(
+    dy: Tensor, states: Tensor, u: Tensor, a: Tensor, out: Tensor, tiled: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of the drive (R n, 2 M), and those by a, into and out."""
+    (R, n, H), M = u.shape, a.shape[-1]
+    rows, dy = u.reshape(R * n, H), dy.reshape(R * n, H)
+    # TF32 products are half again as fast where both factors lie along the inner dimension (benchmarks/notes.md).
+    entering = (dy @ inner_last(out)).view(states.shape)
+    drive, grad_a = drive_gradient(a, entering, states, tiled=tiled, shared=True)
+    drive = drive.view(R * n, 2 * M)
+    return drive, grad_a, drive.t() @ rows, dy.t() @ states.view(R * n, out.shape[-1])
 
 
 # --- products ----------------------------------------------------------------------------------------------------

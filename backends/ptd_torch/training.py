@@ -69,6 +69,7 @@ class TorchLearner:
         self._program = Program(backend, model, activations, self.fused, run)
         # Each graph with the data set it reads: freed, its memory and its id would be another's.
         self._graphs: dict[Any, tuple[Any, Tensor, Tensor, Placed]] = {}
+        self._replays = self._on_gpu and self._compiled
 
     # --- the contract ------------------------------------------------------------------------------------------
 
@@ -97,16 +98,15 @@ class TorchLearner:
         rows = torch.as_tensor(checked_rows("order", order, placed), device=self._device).long()
         losses = torch.zeros(len(rows), device=self._device)
         for k, index in enumerate(rows):
-            losses[k] = self._replay(placed, index) if self._on_gpu and self._compiled else self._indexed(placed, index)
+            losses[k] = self._run(self._indexed, placed, index)
         return losses.cpu().numpy()
 
     def evaluate(self, placed: Placed, indices: NDArray[np.integer], batch: int) -> NDArray[np.float32]:
         """See ptd.contract.Learner."""
-        outputs = []
-        with torch.no_grad():
-            for index in batches(checked_rows("indices", indices, placed), batch):
-                rows = placed.rows(torch.as_tensor(index, device=self._device))
-                outputs.append(self._outputs_of(rows.inputs, rows.lengths, None))
+        pieces = np.stack(batches(checked_rows("indices", indices, placed), batch))
+        rows = torch.as_tensor(pieces, device=self._device).long()
+        # A replay writes where the one before it wrote.
+        outputs = [self._run(self._evaluated, placed, index).clone() for index in rows]
         return torch.cat(outputs)[: len(indices)].cpu().numpy()
 
     def snapshot(self) -> dict[str, NDArray]:
@@ -139,6 +139,11 @@ class TorchLearner:
     def _indexed(self, placed: Placed, index: Tensor) -> Tensor:
         return self._step(placed.rows(index))
 
+    @torch.no_grad()
+    def _evaluated(self, placed: Placed, index: Tensor) -> Tensor:
+        rows = placed.rows(index)
+        return self._outputs_of(rows.inputs, rows.lengths, None)
+
     def _clock_of(self, steps: Tensor) -> tuple[list[Tensor], Tensor]:
         """What follows from the step count alone: the rate of each group, and every block's key, a row of each."""
         key = derived(derived(steps, 0), self._seed)
@@ -155,24 +160,29 @@ class TorchLearner:
 
     # --- CUDA graphs -------------------------------------------------------------------------------------------
 
-    def _replay(self, placed: Placed, index: Tensor) -> Tensor:
-        key = (id(placed.inputs), tuple(index.shape))
+    def _run(self, of_rows: Callable[[Placed, Tensor], Tensor], placed: Placed, index: Tensor) -> Tensor:
+        """What a method makes of rows of a data set, on a GPU by the graph of that method, set and number of rows."""
+        if not self._replays:
+            return of_rows(placed, index)
+        key = (of_rows.__name__, id(placed.inputs), tuple(index.shape))
         if key not in self._graphs:
-            self._graphs[key] = (*self._capture(placed, index), placed)
-        graph, static_index, loss, _ = self._graphs[key]
+            self._graphs[key] = (*self._capture(of_rows, placed, index), placed)
+        graph, static_index, result, _ = self._graphs[key]
         static_index.copy_(index)
         graph.replay()
-        return loss
+        return result
 
-    def _capture(self, placed: Placed, index: Tensor) -> tuple[Any, Tensor, Tensor]:
-        """A graph of one step on rows of a data set; the steps that warm it up are undone."""
+    def _capture(
+        self, of_rows: Callable[[Placed, Tensor], Tensor], placed: Placed, index: Tensor
+    ) -> tuple[Any, Tensor, Tensor]:
+        """A graph of one run; the steps that warm it up are undone."""
         kept = {name: value.detach().clone() for name, value in self._state().items()}
         index = index.clone()
-        graph, loss = captured(lambda: self._indexed(placed, index))
+        graph, result = captured(lambda: of_rows(placed, index))
         with torch.no_grad():
             for name, value in self._state().items():
                 value.copy_(kept[name])
-        return graph, index, loss
+        return graph, index, result
 
     # --- state -------------------------------------------------------------------------------------------------
 

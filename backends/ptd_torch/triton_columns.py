@@ -15,6 +15,9 @@ from torch import Tensor
 PROGRAMS = 528
 #: Elements of a tile, 16 a thread of its four warps.
 TILE = 2048
+#: Tiles a program has at once: one that adds up, the others on their way from memory. In bfloat16 one alone would
+#: be too few bytes in flight.
+STAGES = 3
 #: Features of a program that adds up partial results, and how many of these it holds at once.
 FEATURES, PARTS = 8, 1024
 
@@ -59,13 +62,14 @@ def store_moments(mean, squares, count, means, all_squares, counts, columns, H: 
 
 @triton.jit
 def _moments(
-    x, lengths, means, squares, counts, R, L, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+    x, lengths, means, squares, counts, R, L,
+    H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
     mean = tl.zeros((BM, BN), tl.float32)
     apart = tl.zeros((BM, BN), tl.float32)
     count = tl.zeros((BM,), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0), num_stages=STAGES):
         rows, live, here = placed(tile, R, H, columns, BM)
         t = tl.load(x + here, mask=live, other=0.0).to(tl.float32)
         mean, apart, count = joined(t, valid_rows(rows, lengths, R, L), mean, apart, count)
@@ -96,23 +100,30 @@ def _combine(
 
 
 @triton.jit
-def _total(parts, found, programs, H: tl.constexpr, PARTS: tl.constexpr, FEATURES: tl.constexpr):
-    """found (K, H) = the sum over the programs of parts (K, programs, H)."""
-    columns = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
-    values = tl.zeros((PARTS, FEATURES), tl.float32)
+def sum_of_parts(parts, k, columns, programs, H: tl.constexpr, PARTS: tl.constexpr, FEATURES: tl.constexpr):
+    """The sum over the programs of the k-th of parts (K, programs, H)."""
+    values = tl.zeros((PARTS, FEATURES), parts.dtype.element_ty)
     for start in range(0, programs, PARTS):
         part = start + tl.arange(0, PARTS)
-        here = (tl.program_id(1) * programs + part)[:, None] * H + columns[None, :]
-        values += tl.load(parts + here, mask=(part < programs)[:, None], other=0.0)
-    tl.store(found + tl.program_id(1) * H + columns, tl.sum(values, 0))
+        live = (part < programs)[:, None] & (columns < H)[None, :]
+        values += tl.load(parts + (k * programs + part)[:, None] * H + columns[None, :], mask=live, other=0.0)
+    return tl.sum(values, 0)
 
 
 @triton.jit
-def _dot(x, y, parts, R, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+def _total(parts, found, programs, H: tl.constexpr, PARTS: tl.constexpr, FEATURES: tl.constexpr):
+    """found (K, H) = the sum over the programs of parts (K, programs, H)."""
+    columns = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
+    values = sum_of_parts(parts, tl.program_id(1), columns, programs, H, PARTS, FEATURES)
+    tl.store(found + tl.program_id(1) * H + columns, values, mask=columns < H)
+
+
+@triton.jit
+def _dot(x, y, parts, R, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr):
     """Sums over rows of x y."""
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
     product = tl.zeros((BM, BN), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0), num_stages=STAGES):
         _, live, here = placed(tile, R, H, columns, BM)
         product += tl.load(x + here, mask=live, other=0.0).to(tl.float32) * tl.load(y + here, mask=live, other=0.0)
     tl.store(parts + tl.program_id(0) * H + columns, tl.sum(product, 0))
@@ -121,12 +132,13 @@ def _dot(x, y, parts, R, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
 # --- launches ----------------------------------------------------------------------------------------------------
 
 
-def grid(R: int, H: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """Programs over R rows and H features, a multiple of 64, and the tile of each."""
+def grid(R: int, H: int, tiling: tuple[int, int, int] | None = None) -> tuple[tuple[int, int], dict[str, int]]:
+    """Programs over R rows and H features, a multiple of 64, and the tile of each; tiling in place of the defaults."""
+    programs, tile, stages = tiling or (PROGRAMS, TILE, STAGES)
     BN = max(b for b in (64, 128, 256) if H % b == 0)
-    BM = TILE // BN
-    programs = max(1, min(PROGRAMS // (H // BN), triton.cdiv(R, BM)))
-    return (programs, H // BN), {"H": H, "BM": BM, "BN": BN, "num_warps": 4}
+    BM = tile // BN
+    programs = max(1, min(programs // (H // BN), triton.cdiv(R, BM)))
+    return (programs, H // BN), {"H": H, "BM": BM, "BN": BN, "STAGES": stages, "num_warps": 4}
 
 
 def moments(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -160,7 +172,7 @@ def total(parts: Tensor) -> Tensor:
     """The sum over programs of parts (K, programs, H)."""
     K, programs, H = parts.shape
     found = parts.new_empty((K, H))
-    _total[(H // FEATURES, K)](parts, found, programs, H=H, PARTS=PARTS, FEATURES=FEATURES, num_warps=8)
+    _total[(triton.cdiv(H, FEATURES), K)](parts, found, programs, H=H, PARTS=PARTS, FEATURES=FEATURES, num_warps=8)
     return found
 
 

@@ -42,14 +42,15 @@ def dropped(x, rows, first, columns, key, threshold, scale, H, L, DROPOUT: tl.co
 @triton.jit
 def _forward(
     keep, z, bias, x, key, lengths, out, means, squares, counts, R, L, threshold, scale,
-    DROPOUT: tl.constexpr, MOMENTS: tl.constexpr, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    DROPOUT: tl.constexpr, MOMENTS: tl.constexpr,
+    H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
     a, b = _biases(keep, bias, columns, H)
     mean = tl.zeros((BM, BN), tl.float32)
     apart = tl.zeros((BM, BN), tl.float32)
     count = tl.zeros((BM,), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0), num_stages=STAGES):
         rows, live, here = placed(tile, R, H, columns, BM)
         k, gate, _ = _factors(keep, z, a, rows, columns, live, here, H)
         base = tl.load(x + here, mask=live, other=0.0).to(tl.float32)
@@ -66,14 +67,14 @@ def _forward(
 @triton.jit
 def _backward(
     dout, keep, z, bias, key, dkeep, dz, sums, R, L, threshold, scale,
-    DROPOUT: tl.constexpr, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    DROPOUT: tl.constexpr, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
     a, b = _biases(keep, bias, columns, H)
     total = tl.zeros((BM, BN), tl.float32)
     if keep is None:
         of_keep = tl.zeros((BM, BN), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0), num_stages=STAGES):
         rows, live, here = placed(tile, R, H, columns, BM)
         d = tl.load(dout + here, mask=live, other=0.0).to(tl.float32)
         k, gate, beside = _factors(keep, z, a, rows, columns, live, here, H)

@@ -18,10 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import triton_scan
+from . import triton_columns, triton_scan
 
-#: Rows and lanes of a tile, and warps of a program.
-ROWS, LANES, WARPS = 16, 32, 1
+#: Rows of a tile, and warps of a program.
+ROWS, WARPS = 16, 1
+#: Lanes of a tile, by the bytes of a number: a thread loads four bytes at once.
+LANES = {8: 32, 4: 32, 2: 64}
 
 #: Of programs that sum up a gradient, each walks through as many tiles as leaves about this many of them.
 PROGRAMS = 4096
@@ -241,11 +243,11 @@ def states(a: Tensor, drive: Tensor, directions: int, *, exclusive: bool) -> Ten
         return x
     flags = {"D": directions, "SHARED": given < directions}
     entering = _entering(a, drive, ADJOINT=False, **flags)
-    blocks, inner = _lanes(R, M)
+    blocks, inner = _lanes(R, M, drive)
     tiles = entering.shape[1]
     _states[(blocks * tiles,)](
         a, drive, entering, x, R * M, n, inner, tiles, d_t=given * 2 * M, x_t=directions * 2 * M,
-        EXCLUSIVE=exclusive, M=M, **flags, **_tiling(a),
+        EXCLUSIVE=exclusive, M=M, **flags, **_tiling(a, drive),
     )  # fmt: skip
     return x
 
@@ -267,16 +269,16 @@ def adjoint(a: Tensor, grad: Tensor, before: Tensor, *, shared: bool, exclusive:
         return x, torch.zeros_like(a)
     flags = {"D": D, "SHARED": given < D}
     entering = _entering(a, grad, ADJOINT=True, D=D, SHARED=False)
-    blocks, inner = _lanes(R, M)
+    blocks, inner = _lanes(R, M, grad)
     tiles = entering.shape[1]
     span = max(1, min(8, blocks * tiles // PROGRAMS))
     spans = triton.cdiv(tiles, span)
     grad_a = a.new_empty((R, spans, 2, M))
     _adjoint[(blocks * spans,)](
         a, grad, entering, before, x, grad_a, R * M, n, inner, tiles, spans, d_t=given * 2 * M, x_t=D * 2 * M,
-        EXCLUSIVE=exclusive, SPAN=span, M=M, **flags, **_tiling(a),
+        EXCLUSIVE=exclusive, SPAN=span, M=M, **flags, **_tiling(a, grad),
     )  # fmt: skip
-    return x, grad_a.sum(1).sum(0)  # at once it would be one slow reduction: few sums of many
+    return x, triton_columns.total(grad_a.view(1, R * spans, 2 * M)).view(2, M)
 
 
 def _entering(a: Tensor, drive: Tensor, *, D: int, **flags: bool) -> Tensor:
@@ -284,19 +286,21 @@ def _entering(a: Tensor, drive: Tensor, *, D: int, **flags: bool) -> Tensor:
     R, n, given, _, M = drive.shape
     tiles = triton.cdiv(n, ROWS)
     ends, power = a.new_empty((R, tiles, D, 2, M)), torch.empty_like(a, memory_format=torch.contiguous_format)
-    blocks, inner = _lanes(R, M)
+    blocks, inner = _lanes(R, M, drive)
     _ends[(blocks * tiles,)](
         a, drive, ends, power, R * M, n, inner, tiles, d_t=given * 2 * M, x_t=D * 2 * M, D=D,
-        DOUBLINGS=ROWS.bit_length() - 1, M=M, **flags, **_tiling(a),
+        DOUBLINGS=ROWS.bit_length() - 1, M=M, **flags, **_tiling(a, drive),
     )  # fmt: skip
     return triton_scan.walk(power, ends, None, exclusive=True)[0]
 
 
-def _lanes(R: int, M: int) -> tuple[int, int]:
+def _lanes(R: int, M: int, drive: Tensor) -> tuple[int, int]:
     """Into how many programs the lanes go, and how many of these run side by side on one tile."""
-    blocks = triton.cdiv(R * M, LANES)
-    return blocks, blocks if M % LANES else M // LANES
+    lanes = LANES[drive.element_size()]
+    blocks = triton.cdiv(R * M, lanes)
+    return blocks, blocks if M % lanes else M // lanes
 
 
-def _tiling(a: Tensor) -> dict[str, Any]:
-    return {"ROWS": ROWS, "LANES": LANES, "WIDE": a.dtype == torch.float64, "num_warps": WARPS}
+def _tiling(a: Tensor, drive: Tensor) -> dict[str, Any]:
+    lanes = LANES[drive.element_size()]
+    return {"ROWS": ROWS, "LANES": lanes, "WIDE": a.dtype == torch.float64, "num_warps": WARPS}
