@@ -103,16 +103,15 @@ def test_clause_without_a_bound_for_the_products_is_refused() -> None:
 FIELDS = ("backend", "device", "platform", "versions", "dtypes", "unsupported", "note", "date", "seconds", "results")
 
 
-@pytest.mark.parametrize("changes", [*({name: None} for name in FIELDS), {"products": "half"}, {"versions": []}])
+@pytest.mark.parametrize("changes", [*({n: None} for n in ("spec", *FIELDS)), {"products": "half"}, {"versions": []}])
 def test_record_with_a_field_missing_or_wrong_is_one_line_that_names_the_file(
     changes: dict[str, Any], record: Path, tmp_path: Path
 ) -> None:
     made = json.loads(record.read_text()) | changes
     odd = tmp_path / "odd.json"
     odd.write_text(json.dumps({name: value for name, value in made.items() if value is not None}))
-    with pytest.raises(
-        ValueError, match=rf"^path: expected a conformance record, got odd.json: [^\n]*{next(iter(changes))}"
-    ):
+    expected = rf"^odd.json: expected a conformance record of spec 1, got [^\n]*{next(iter(changes))}"
+    with pytest.raises(ValueError, match=expected):
         records.read(odd)
 
 

@@ -255,15 +255,15 @@ DAMAGE = {
         ),
         "expected the set listops-",
     ),
-    "silent manifest": (
+    "other layout": (
         lambda path: (path.parent / "manifest.json").write_text(
-            (path.parent / "manifest.json").read_text().replace('"layout"', '"lay-out"')
+            (path.parent / "manifest.json").read_text().replace('"nibbles"', '"bits"')
         ),
         "expected a manifest with a layout of dense, ragged, nibbles, pairs, got one without",
     ),
     "cut manifest": (
         lambda path: (path.parent / "manifest.json").write_text('{"format'),
-        "expected a manifest.json, got",
+        "^manifest.json: expected the manifest of listops-.*, got JSONDecodeError: .*; make the set again$",
     ),
 }
 

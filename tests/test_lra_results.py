@@ -15,7 +15,7 @@ from lra_sources import load, small_sets, tiny
 
 import ptd
 from ptd.quickstart import last_spike, wave
-from ptd_conformance.lra import clock, results, robustness, standings
+from ptd_conformance.lra import checkpoint, clock, results, robustness, standings
 from ptd_conformance.lra.recipe import recipe
 from ptd_conformance.lra.training import Run
 
@@ -140,14 +140,26 @@ def test_every_due_recipe_and_target_exists():
             assert task in published["accuracy"][recipe(task, name).of]
 
 
-def test_record_of_another_kind_is_refused_by_name(tmp_path):
-    path = tmp_path / "odd.json"
-    path.write_text('{"lra": 1, "task": "listops"')
-    with pytest.raises(ValueError, match=r"^odd.json: expected the record of a run, got JSONDecodeError"):
-        results.read(path)
-    path.write_text('{"lra": 1, "task": "sudoku", "state": "complete"}')
-    with pytest.raises(ValueError, match=r"^odd.json: expected the record of a run, got .* missing"):
-        results.read(path)
+@pytest.mark.parametrize(
+    ("name", "what", "read"),
+    [
+        ("odd.json", "the record of a run", results.read_all),
+        ("robustness-odd.json", "a result of ptd robustness", robustness.read_all),
+        ("checkpoint.json", "the checkpoint of .*", checkpoint.values_of),
+    ],
+)
+@pytest.mark.parametrize(("text", "got"), [('{"a": ', "JSONDecodeError: "), ("[]", "a list"), ("{}", ".*, .* missing")])
+def test_file_of_another_kind_is_refused_by_name(name, what, read, text, got, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"^{name}: expected {what}, got {got}.*; .*copy"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"lra": 2}, {"task": "sudoku"}, {"state": "lost"}], ids=str)
+def test_record_of_another_format_task_or_state_is_refused(changes, tmp_path):
+    results.write(tmp_path / "odd.json", record(**changes))
+    with pytest.raises(ValueError, match=r"^odd.json: expected the record of a run, got another format, task or state"):
+        results.read_all(tmp_path)
 
 
 def test_changed_recipe_is_no_full_run(small_sets, tmp_path):
@@ -237,16 +249,6 @@ def test_results_are_written_read_and_tabulated(trained, tmp_path):
 def test_run_that_is_not_complete_is_not_measured(small_sets, tmp_path):
     with pytest.raises(ValueError, match=r"^runs: expected the folder of a complete run, got .*ptd train --resume"):
         Run.selected(tmp_path, load(small_sets, "scifar", 64))
-
-
-def test_result_of_another_kind_is_refused_by_name(tmp_path):
-    path = tmp_path / "robustness-odd.json"
-    path.write_text('{"clean": ')
-    with pytest.raises(ValueError, match=r"^robustness-odd.json: expected a result of ptd robustness, got JSONDecode"):
-        robustness.table(tmp_path)
-    path.write_text('{"clean": 0.5}')
-    with pytest.raises(ValueError, match=r"^robustness-odd.json: expected .*, got backend, .*seed missing; copy it"):
-        robustness.table(tmp_path)
 
 
 @pytest.mark.parametrize("samples", [0, -4])

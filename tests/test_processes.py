@@ -136,7 +136,7 @@ def test_record_of_another_run_is_not_gone_on_with(cut: Path, name: str, value: 
 
 def test_record_of_another_specification_is_not_gone_on_with(cut: Path) -> None:
     cut.write_text(cut.read_text().replace('"spec": "1"', '"spec": "0"'))
-    with pytest.raises(ValueError, match=r"^path: expected spec 1, got cut.json of spec 0"):
+    with pytest.raises(ValueError, match=r"^cut.json: expected a conformance record of spec 1, got one of spec 0; run"):
         last(here(cut, resume=True))
 
 

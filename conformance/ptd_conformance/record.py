@@ -13,6 +13,7 @@ from ptd import SPEC_VERSION, checks
 from ptd.contract import Backend
 from ptd.parameters import replace_file
 
+from . import json_file
 from .clause import CLAUSES
 from .outcome import Done, Measurement, Outcome, Result
 from .products import FULL, PRODUCTS, Products
@@ -21,12 +22,8 @@ Record = dict[str, Any]
 
 
 #: What the report and a run that goes on read of every record; others have what older ones lack.
-FIELDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("backend", "device", "platform", "note", "date"), str),
-    **dict.fromkeys(("versions", "unsupported"), dict),
-    **dict.fromkeys(("dtypes", "results"), list),
-    "seconds": (int, float),
-}
+FIELDS: dict[Any, str] = {str: "spec backend device platform note date", dict: "versions unsupported"}
+FIELDS |= {list: "dtypes results", int | float: "seconds"}
 
 #: What a run must share with a record to go on with it. The specification's version is held by read.
 SAME = ("backend", "device", "versions", "products")
@@ -104,23 +101,15 @@ def read(path: Path) -> Record:
         ValueError: not a record of this specification version, a field is missing or of another type, or a result has
             an unknown outcome.
     """
+    what, remedy = f"a conformance record of spec {SPEC_VERSION}", "run the suite again"
+    record = json_file.read(path, what, FIELDS, remedy)
+    if record["spec"] != SPEC_VERSION:
+        raise checks.fail(path.name, what, f"one of spec {record['spec']}", remedy)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if (spec := record["spec"]) == SPEC_VERSION:
-            _check_fields(record)
-            return parsed(record)
+        checks.choice("products", record.get("products", FULL.name), PRODUCTS)
+        return parsed(record)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"path: expected a conformance record, got {path.name}: {error}; run the suite again"
-        ) from error
-    raise ValueError(f"path: expected spec {SPEC_VERSION}, got {path.name} of spec {spec}; run the suite again")
-
-
-def _check_fields(record: Record) -> None:
-    if wrong := [name for name, kind in FIELDS.items() if not isinstance(record.get(name), kind)]:
-        raise ValueError(f"{', '.join(wrong)} missing, or of another type")
-    if "products" in record:
-        checks.choice("products", record["products"], PRODUCTS)
+        raise checks.fail(path.name, what, error, remedy) from error
 
 
 def parsed(record: Record) -> Record:

@@ -21,6 +21,8 @@ from safetensors.numpy import save as encode
 
 from ptd.parameters import replace_file
 
+from .. import json_file
+
 PIECE = 15 << 20
 MANIFEST = "checkpoint.json"
 
@@ -81,11 +83,9 @@ def _manifest(folder: Path) -> tuple[list[str], dict[str, Any]] | None:
     """The names of the pieces, and the values."""
     if not (folder / MANIFEST).exists():
         return None
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return manifest["pieces"], manifest["values"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{MANIFEST}: expected a checkpoint, got {error!r}; it is damaged, use a copy") from error
+    what, remedy = f"the checkpoint of {folder.name}", "it is damaged, use a copy"
+    manifest = json_file.read(folder / MANIFEST, what, {list: "pieces", dict: "values"}, remedy)
+    return manifest["pieces"], manifest["values"]
 
 
 def _piece(path: Path) -> bytes:

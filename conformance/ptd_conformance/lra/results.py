@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 import ptd
+from ptd import checks
 from ptd.parameters import replace_file
 
+from .. import json_file
 from .recipe import names, recipe
 from .tasks import TASKS
 from .training import Run
@@ -26,6 +28,8 @@ FORMAT = 1
 UNDER_NOISE = "robustness"
 STATES = ("running", "complete", "diverged")
 Record = dict[str, Any]
+#: What is read of every record; others have what older ones lack.
+FIELDS = {str: "task recipe of backend device state", object: "lra seed epochs full test curve data"}
 
 
 def of(run: Run, state: str, note: str = "") -> Record:
@@ -124,17 +128,11 @@ def read(path: Path) -> Record:
     """Read a record.
 
     Raises:
-        ValueError: it is none of this format, or of an unknown task or state.
+        ValueError: it is none of this format, or of an unknown task or state, or a field is missing.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        known = record["lra"] == FORMAT and record["task"] in TASKS and record["state"] in STATES
-        missing = {"recipe", "of", "backend", "device", "seed", "epochs", "full", "test", "curve"} - record.keys()
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path.name}: expected the record of a run, got {error!r}; copy it again") from error
-    if not known or missing:
-        got = ", ".join(sorted(missing)) + " missing" if missing else "another format, task or state"
-        raise ValueError(f"{path.name}: expected the record of a run, got {got}; copy it again")
+    record = json_file.read(path, "the record of a run", FIELDS, "copy it again")
+    if record["lra"] != FORMAT or record["task"] not in TASKS or record["state"] not in STATES:
+        raise checks.fail(path.name, "the record of a run", "another format, task or state", "copy it again")
     # Records from before activations could be narrower, and devices several, have none of that name.
     return {"activations": "float32", "devices": [1]} | record
 

@@ -20,6 +20,7 @@ from ptd.layers import S5
 from ptd.parameters import replace_file
 from ptd.quickstart import last_spike, wave
 
+from .. import json_file
 from . import results
 from .training import Run
 
@@ -32,6 +33,8 @@ KIND = results.UNDER_NOISE
 FIGURE = f"{KIND}.png"
 
 Result = dict[str, Any]
+#: What is read of every result.
+FIELDS = {object: "recipe backend device seed epochs full note options clean by_amplitude by_frequency"}
 Report = Callable[[int, int], None]
 
 
@@ -149,24 +152,8 @@ def read_all(folder: Path) -> list[Result]:
     Raises:
         ValueError: a file is none; it is named.
     """
-    return [_read(path) for path in sorted(folder.glob(f"{KIND}-*.json"))]
-
-
-#: What is said of every result.
-_NEEDED = {"recipe", "backend", "device", "seed", "epochs", "full", "note", "options", "clean"}
-_NEEDED |= {"by_amplitude", "by_frequency"}
-
-
-def _read(path: Path) -> Result:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        missing = _NEEDED - result.keys()
-    except (ValueError, AttributeError) as error:
-        raise checks.fail(path.name, "a result of ptd robustness", repr(error), "copy it again") from error
-    if missing:
-        got = f"{', '.join(sorted(missing))} missing"
-        raise checks.fail(path.name, "a result of ptd robustness", got, "copy it again")
-    return result
+    paths = sorted(folder.glob(f"{KIND}-*.json"))
+    return [json_file.read(path, "a result of ptd robustness", FIELDS, "copy it again") for path in paths]
 
 
 def table(folder: Path) -> list[dict[str, Any]]:

@@ -23,7 +23,11 @@ from numpy.typing import NDArray
 
 from ptd.parameters import replace_file
 
+from .. import json_file
+
 FORMAT = 1
+#: What every manifest says.
+FIELDS = {int: "format d_input", str: "task layout", dict: "made_from splits files"}
 ENVIRONMENT = "PTD_DATA"
 SPLITS = ("train", "validation", "test")
 
@@ -212,11 +216,8 @@ def check(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: a file is missing, truncated, changed or foreign; it is named.
     """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        files, named, format_ = manifest["files"], key(manifest["task"], manifest["made_from"]), manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder.name}: expected a manifest.json, got {error!r}; make the set again") from error
+    manifest = json_file.read(folder / "manifest.json", f"the manifest of {folder.name}", FIELDS, "make the set again")
+    files, named, format_ = manifest["files"], key(manifest["task"], manifest["made_from"]), manifest["format"]
     if format_ != FORMAT or named != folder.name:
         raise ValueError(f"{folder.name}: expected the set {named} of format {FORMAT}, got format {format_}; remake it")
     if missing := _unsaid(manifest):
@@ -230,10 +231,10 @@ def check(folder: Path) -> dict[str, Any]:
 
 
 def _unsaid(manifest: Mapping[str, Any]) -> str:
-    """What load needs of a manifest and does not find, or ""."""
-    if manifest.get("layout") not in LAYOUTS:
+    """What load needs for a manifest's layout and does not find, or ""."""
+    if manifest["layout"] not in LAYOUTS:
         return f"a layout of {', '.join(LAYOUTS)}"
-    needed = ("splits", "d_input", *(() if manifest["layout"] == "dense" else ("length", "pad", "end")))
+    needed = () if manifest["layout"] == "dense" else ("length", "pad", "end")
     return ", ".join(name for name in needed if name not in manifest)
 
 
