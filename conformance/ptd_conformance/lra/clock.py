@@ -33,7 +33,6 @@ class Clock:
         self.start = time.monotonic()
         self._end = None if budget is None else self.start + budget - min(reserve, budget / 4)
         self.signal = ""
-        self._before: dict[int, object] = {}
 
     def has(self, needed: float) -> bool:
         """Whether something that takes needed seconds may begin."""
@@ -45,13 +44,12 @@ class Clock:
         return self.signal or "the time budget is used up"
 
     def __enter__(self) -> Clock:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._stop)
+        self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler or signal.SIG_DFL)  # None is a handler that Python did not set
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.signal = f"{signal.Signals(number).name} came"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,7 +88,8 @@ def _list(console: Any, base: Path, names: list[str]) -> None:
 def _verify(console: Any, base: Path, names: list[str] | None) -> None:
     from . import store
 
-    folders = [folder for name in names or [None] for folder in store.made(base, name)]  # type: ignore[list-item]
+    asked: Sequence[str | None] = names or [None]
+    folders = [folder for name in asked for folder in store.made(base, name)]
     if not folders:
         raise checks.fail("tasks", f"made sets under {base / 'made'}", "none", "ptd data make TASK")
     damaged = 0

@@ -130,9 +130,8 @@ def _in_folder(read_all: Callable[[Callable[[str], bytes]], Images]) -> Callable
 def _in_archive(read_all: Callable[[Callable[[str], bytes]], Images]) -> Callable[[Path], Images]:
     def reader(path: Path) -> Images:
         with tarfile.open(path, "r:gz") as archive:
-            members = {
-                Path(member.name).name: archive.extractfile(member).read() for member in archive if member.isfile()
-            }  # type: ignore[union-attr]
+            files = ((member.name, archive.extractfile(member)) for member in archive if member.isfile())
+            members = {Path(name).name: file.read() for name, file in files if file}
         return read_all(members.__getitem__)
 
     return reader

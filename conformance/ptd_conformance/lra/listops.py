@@ -4,6 +4,8 @@ A root at depth 1; a node is with probability 3/4, and always at depth 10, a dig
 arguments. Trees of 501 to 1999 tokens are kept, equal ones once, in the order in which they are drawn.
 """
 
+# numba finds the types of what it compiles.
+# mypy: allow-untyped-defs
 from __future__ import annotations
 
 import hashlib
@@ -117,7 +119,7 @@ def _block(seed: int, start: int) -> Trees:
 
 
 @njit(cache=True, nogil=True)
-def _fill(seed, start, roots, tokens, lengths, values):  # type: ignore[no-untyped-def]
+def _fill(seed, start, roots, tokens, lengths, values):
     """Draw roots start ... start + roots - 1 and write those that are kept; how many, and how many tokens."""
     state = np.zeros(1, np.uint64)
     kept, size = 0, 0
@@ -133,7 +135,7 @@ def _fill(seed, start, roots, tokens, lengths, values):  # type: ignore[no-untyp
 
 
 @njit(cache=True, nogil=True)
-def _tree(state, tokens):  # type: ignore[no-untyped-def]
+def _tree(state, tokens):
     """Draw one tree: its length and value; length 0 if it outgrows tokens."""
     wanted, got, begin = np.zeros(DEEPEST, np.int64), np.zeros(DEEPEST, np.int64), np.zeros(DEEPEST, np.int64)
     arguments = np.zeros((DEEPEST, MOST_ARGUMENTS), np.int64)
@@ -166,7 +168,7 @@ def _tree(state, tokens):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _value(operator, arguments):  # type: ignore[no-untyped-def]
+def _value(operator, arguments):
     """The value of one operator; the median of an even number of arguments is the mean of two, cut to an integer."""
     if operator == MIN:
         return arguments.min()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ptd import checks
 
-try:
+if sys.platform != "win32":  # which has none: there nothing holds a second process back
     import fcntl
-except ImportError:  # Windows has none: there nothing holds a second process back
-    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -29,7 +28,7 @@ def alone(path: Path, argument: str, what: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         try:
-            if fcntl is not None:
+            if sys.platform != "win32":
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             expected = f"{what} that no other process works on"

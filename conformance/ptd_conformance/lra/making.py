@@ -64,6 +64,7 @@ def listops(order: Order) -> Path:
     """ListOps: 100,000 trees, or the released files."""
     from . import listops, official
 
+    made_from: dict[str, Any]
     if order.official:
         trees, sizes = official.read_listops(order.source)
         made_from = {"released": official.LISTOPS, "content": _content(trees.tokens, trees.values)}
@@ -80,7 +81,8 @@ def listops(order: Order) -> Path:
         "end": listops.EOS,
         "d_input": len(listops.TOKENS),
     }
-    arrays = {"tokens": store.as_nibbles(trees.tokens), "lengths": trees.lengths, "targets": trees.values}
+    tokens = store.as_nibbles(trees.tokens)
+    arrays: dict[str, NDArray] = {"tokens": tokens, "lengths": trees.lengths, "targets": trees.values}
     return store.write(order.base, "listops", made_from, arrays, sizes, **facts, full=_is_full(sizes, "listops"))
 
 
@@ -164,7 +166,7 @@ def same_film(order: Order) -> Path:
         same.append(is_same)
     used, numbers = np.unique(np.concatenate(pairs), return_inverse=True)
     tokens, lengths = reviews.encode([texts[row] for row in used], characters, 3999)
-    arrays = {"tokens": tokens, "lengths": lengths, "targets": np.concatenate(same)}
+    arrays: dict[str, NDArray] = {"tokens": tokens, "lengths": lengths, "targets": np.concatenate(same)}
     arrays["pairs"] = numbers.reshape(-1, 2).astype(np.uint32)
     sizes = dict(zip(store.SPLITS, map(len, same), strict=True))
     facts = _RAGGED | {"layout": "pairs", "length": 4000, "d_input": len(characters) + reviews.SPECIALS}
@@ -177,7 +179,8 @@ def retrieval(order: Order) -> Path:
 
     found = official.read_retrieval(order.source, 3999)
     made_from = {"released": official.RETRIEVAL, "content": _content(found.tokens, found.pairs, found.labels)}
-    arrays = {"tokens": found.tokens, "lengths": found.lengths, "pairs": found.pairs, "targets": found.labels}
+    arrays: dict[str, NDArray] = {"tokens": found.tokens, "lengths": found.lengths}
+    arrays |= {"pairs": found.pairs, "targets": found.labels}
     facts = _RAGGED | {"layout": "pairs", "length": 4000, "d_input": found.d_input}
     full = _is_full(found.sizes, "retrieval")
     return store.write(order.base, "retrieval", made_from, arrays, found.sizes, **facts, full=full)

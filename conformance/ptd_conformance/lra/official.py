@@ -35,7 +35,8 @@ def read_listops(base: Path) -> tuple[listops.Trees, dict[str, int]]:
     Raises:
         ValueError: a file is missing, cut or of another kind; it is named.
     """
-    tokens, values, sizes = [], [], {}
+    values: list[int] = []
+    tokens, sizes = [], {}
     for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
         path = _existing(base / LISTOPS / f"basic_{name}.tsv")
         before = len(values)
@@ -57,7 +58,8 @@ def read_retrieval(base: Path, longest: int) -> Documents:
         ValueError: a file is missing, cut or of another kind; it is named.
     """
     numbers: dict[str, int] = {}
-    pairs, labels, sizes = [], [], {}
+    pairs: list[list[int]] = []
+    labels, sizes = [], {}
     trained = 0
     for split, name in (("train", "train"), ("validation", "eval"), ("test", "test")):
         path = _existing(base / RETRIEVAL / f"new_aan_pairs.{name}.tsv")

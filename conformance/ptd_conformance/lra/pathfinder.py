@@ -5,6 +5,8 @@ Everything that can be drawn is in pathfinder_tables; what remains is compiled l
 of style, seed and its index alone.
 """
 
+# numba finds the types of what it compiles.
+# mypy: allow-untyped-defs
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +57,7 @@ class Generator:
 
 
 @njit(cache=True, nogil=True)
-def _images(both, counts, levels, seed, first, pixels, labels, took):  # type: ignore[no-untyped-def]
+def _images(both, counts, levels, seed, first, pixels, labels, took):
     side = pixels.shape[1]
     state = np.zeros(1, np.uint64)
     image, mask = np.empty((side, side), np.float32), np.empty((side, side), np.float32)
@@ -91,7 +93,7 @@ def _images(both, counts, levels, seed, first, pixels, labels, took):  # type: i
 
 
 @njit(cache=True, nogil=True)
-def _long_snakes(state, t, counts, contrast, image, mask, snakes, tails):  # type: ignore[no-untyped-def]
+def _long_snakes(state, t, counts, contrast, image, mask, snakes, tails):
     """Try to draw both long snakes into an empty image."""
     side, border = mask.shape[0], counts[3]
     image[:], mask[:] = 0.0, 1.0
@@ -111,7 +113,7 @@ def _long_snakes(state, t, counts, contrast, image, mask, snakes, tails):  # typ
 
 
 @njit(cache=True, nogil=True)
-def _first_tail(state, t, side, snake):  # type: ignore[no-untyped-def]
+def _first_tail(state, t, side, snake):
     for _ in range(3):
         a = randomness.below(state, SEEDS)
         if t.starts[a] == t.starts[a + 1]:
@@ -123,7 +125,7 @@ def _first_tail(state, t, side, snake):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _second_tail(state, t, side, first, snake):  # type: ignore[no-untyped-def]
+def _second_tail(state, t, side, first, snake):
     for _ in range(3):
         a, f = randomness.below(state, SEEDS), randomness.below(state, 360)
         if _begin(t, side, a, first[3] + t.around[f, 0], first[4] + t.around[f, 1], snake):
@@ -132,7 +134,7 @@ def _second_tail(state, t, side, first, snake):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _begin(t, side, a, y, x, snake):  # type: ignore[no-untyped-def]
+def _begin(t, side, a, y, x, snake):
     """Begin a snake at tail (y, x) in direction a, unless head or pivot are outside the image."""
     head_y, head_x = y + t.heads[a, 0], x + t.heads[a, 1]
     pivot_y, pivot_x = y + t.pivots[a, 0], x + t.pivots[a, 1]
@@ -143,7 +145,7 @@ def _begin(t, side, a, y, x, snake):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _extend(state, t, contrast, image, mask, snake):  # type: ignore[no-untyped-def]
+def _extend(state, t, contrast, image, mask, snake):
     """Try to add a dash to a snake."""
     side, n, last = mask.shape[0], t.candidates.shape[0], snake[2]
     y0, x0 = snake[0] + t.advance[last, 0], snake[1] + t.advance[last, 1]
@@ -170,7 +172,7 @@ def _extend(state, t, contrast, image, mask, snake):  # type: ignore[no-untyped-
 
 
 @njit(cache=True, nogil=True)
-def _distractor(state, t, dashes, contrast, image, mask, snake):  # type: ignore[no-untyped-def]
+def _distractor(state, t, dashes, contrast, image, mask, snake):
     """Try to draw a short snake between what is there; on failure image and mask are left half drawn."""
     if np.sum(mask <= FREE) < 0.01 * mask.size or not _free_tail(state, t, mask, snake):
         return False
@@ -183,7 +185,7 @@ def _distractor(state, t, dashes, contrast, image, mask, snake):  # type: ignore
 
 
 @njit(cache=True, nogil=True)
-def _free_tail(state, t, mask, snake):  # type: ignore[no-untyped-def]
+def _free_tail(state, t, mask, snake):
     side = mask.shape[0]
     for _ in range(3):
         a = randomness.below(state, SEEDS)
@@ -196,7 +198,7 @@ def _free_tail(state, t, mask, snake):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _free_pixel(state, t, mask, a):  # type: ignore[no-untyped-def]
+def _free_pixel(state, t, mask, a):
     """A pixel, uniform over those from which a first dash in direction a touches nothing; -1 if there is none."""
     side = mask.shape[0]
     for _ in range(_GUESSES):
@@ -213,7 +215,7 @@ def _free_pixel(state, t, mask, a):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _is_free(t, mask, a, y0, x0):  # type: ignore[no-untyped-def]
+def _is_free(t, mask, a, y0, x0):
     side = mask.shape[0]
     for k in range(t.reach[a], t.reach[a + 1]):
         y, x = y0 + t.touched[k, 0], x0 + t.touched[k, 1]
@@ -223,7 +225,7 @@ def _is_free(t, mask, a, y0, x0):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _highest(mask, near, y0, x0):  # type: ignore[no-untyped-def]
+def _highest(mask, near, y0, x0):
     """The mask's largest value within the margin of a pixel."""
     side, top = mask.shape[0], np.float32(0.0)
     for k in range(near.shape[0]):
@@ -234,7 +236,7 @@ def _highest(mask, near, y0, x0):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _fits(mask, patch, y0, x0):  # type: ignore[no-untyped-def]
+def _fits(mask, patch, y0, x0):
     """Whether a dash's mask, pasted around (y0, x0), overlaps none that is there."""
     side, half = mask.shape[0], patch.shape[0] // 2
     for y in range(max(0, y0 - half), min(side, y0 + half + 1)):
@@ -245,7 +247,7 @@ def _fits(mask, patch, y0, x0):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _paste(image, patch, y0, x0, contrast):  # type: ignore[no-untyped-def]
+def _paste(image, patch, y0, x0, contrast):
     """image = max(image, contrast patch) around (y0, x0), cut at the edges."""
     side, half = image.shape[0], patch.shape[0] // 2
     for y in range(max(0, y0 - half), min(side, y0 + half + 1)):

@@ -69,7 +69,8 @@ def digest(reviews: Sequence[Review]) -> str:
 
 def _archive(path: Path) -> Iterator[Review]:
     with tarfile.open(path, "r:gz") as archive:
-        yield from _files((member.name, archive.extractfile(member).read()) for member in archive if _is_wanted(member))  # type: ignore[union-attr]
+        wanted = ((member.name, archive.extractfile(member)) for member in archive if _is_wanted(member))
+        yield from _files((name, file.read()) for name, file in wanted if file)
 
 
 def _is_wanted(member: tarfile.TarInfo) -> bool:
@@ -153,4 +154,4 @@ def same_film_pairs(
             pairs[2 * k + 1] = [rng.choice(of_label[label]) for label in labels[pairs[2 * k]]]
             if films[pairs[2 * k + 1, 0]] != films[pairs[2 * k + 1, 1]]:
                 break
-    return pairs, np.arange(count, dtype=np.uint8) % 2 ^ 1
+    return pairs, np.tile(np.array([1, 0], np.uint8), count // 2)

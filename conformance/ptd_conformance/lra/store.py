@@ -87,7 +87,7 @@ class Draft:
         self.folder = self.final.with_name(f".{self.final.name}.partial")
         self._progress = self.folder / "blocks.json"
 
-    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray:
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.memmap:
         """The memory-mapped array of a file, as an earlier run left it."""
         path = self.folder / f"{name}.npy"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -104,10 +104,10 @@ class Draft:
         """Numbers of the blocks that are on disk."""
         return set(json.loads(self._progress.read_text(encoding="utf-8"))) if self._progress.exists() else set()
 
-    def mark(self, block: int, *arrays: NDArray) -> None:
+    def mark(self, block: int, *arrays: np.memmap) -> None:
         """Note a block as done, after its arrays have reached the disk."""
         for array in arrays:
-            array.flush()  # type: ignore[attr-defined]
+            array.flush()
         replace_file(self._progress, json.dumps(sorted(self.finished() | {block})).encode())
 
     def finish(self, sizes: Mapping[str, int], **facts: Any) -> Path:
@@ -314,4 +314,4 @@ def as_nibbles(tokens: NDArray[np.uint8]) -> NDArray[np.uint8]:
     [33, 3]
     """
     even = np.append(tokens, np.zeros(tokens.size % 2, np.uint8))
-    return even[0::2] | even[1::2] << 4
+    return even[0::2] | even[1::2] << np.uint8(4)
