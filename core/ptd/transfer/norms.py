@@ -74,7 +74,8 @@ def hinf_norm(A: ArrayLike, B: ArrayLike, C: ArrayLike, D: ArrayLike | None = No
         rtol: relative gap allowed between the value and the supremum, in [1e-12, 1).
 
     Returns:
-        Peak(gain, omega), omega in rad per unit time, nonnegative for a real system; inf if D attains it.
+        Peak(gain, omega), omega in rad per unit time, nonnegative for a real system; inf if D attains it, 0 where
+        the gain is 0.
 
     Raises:
         ValueError: shapes disagree, a value is not finite, A is not stable, rtol is out of range.
@@ -119,8 +120,10 @@ def _level_sets(A: Array, B: Array, C: Array, D: Array, rtol: float) -> Peak:
         crossings = np.unique(np.linalg.eigvals(_hamiltonian(A, B, C, D, level)).imag)
         trial = _largest(triangle, D, np.concatenate([crossings, (crossings[1:] + crossings[:-1]) / 2]))
         if trial.gain <= level:
-            best = max(best, trial)
-            return Peak(best.gain, abs(best.omega) if is_real else best.omega)
+            gain, omega = max(best, trial)
+            if not gain:  # at every frequency
+                omega = 0.0
+            return Peak(gain, abs(omega) if is_real else omega)
         best = trial
     raise RuntimeError(f"hinf_norm: level sets still rising after {LEVELS} levels at {best}; loosen rtol")
 

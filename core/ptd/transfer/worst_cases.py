@@ -29,7 +29,7 @@ def deviation(
         rtol: relative tolerance, as in `hinf_norm`.
 
     Returns:
-        Peak(gain, omega): the deviation (unit of time) and its frequency in rad per unit time.
+        Peak(gain, omega): the deviation (unit of time) and its frequency in rad per unit time, 0 where there is none.
 
     Raises:
         ValueError: shapes disagree, a value is not finite, A or A + E is not stable, B is zero.
