@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ptd_conformance import record as records
-from ptd_conformance import report
+from ptd_conformance import report, speed
 
 #: As an installed script runs: without the working folder on sys.path.
 SCRIPT = "-P"
@@ -150,6 +150,12 @@ def test_report_refuses_a_damaged_record(record: Path, tmp_path: Path) -> None:
     done = ptd("report", str(tmp_path / "cut.json"), "--html", str(tmp_path / "index.html"))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "cut.json" in done.stderr
+
+
+def test_record_of_speed_with_a_field_missing_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "cut.json").write_text('{"backend": "a", "device": "b", "versions": {}, "figures": []}')
+    with pytest.raises(ValueError, match=r"^path: expected a record of ptd bench, got cut.json: 'date'; run it again$"):
+        speed.table(tmp_path / "cut.json")
 
 
 def test_report_refuses_an_unknown_outcome(record: Path, tmp_path: Path) -> None:

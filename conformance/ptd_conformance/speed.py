@@ -101,7 +101,7 @@ def table(path: Path) -> dict[str, Any]:
         rows = [cells(Figure(**figure)) for figure in record["figures"]]
         versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
         title = f"{record['backend']} on {record['device']}"
+        note = f"{record['date']}, {versions}. {record['note']}".strip()
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"path: expected a record of ptd bench, got {path.name}: {error}; run it again") from error
-    note = f"{record['date']}, {versions}. {record['note']}".strip()
     return {"title": title, "note": note, "columns": COLUMNS, "rows": rows}
