@@ -24,6 +24,9 @@ from .fused import parts
 from .graphs import captured
 from .program import Program
 
+#: Graphs that a learner keeps, of the sets and numbers of rows it ran on last.
+GRAPHS = 8
+
 
 class TorchLearner:
     """The contract's Learner. All it changes is in _leaves and _adamw, and stays where it is in memory.
@@ -67,7 +70,7 @@ class TorchLearner:
         dtype = torch.float32 if activations is None else getattr(torch, activations)
         self.fused = parts(model, torch.empty(0, dtype=dtype, device=self._device), fused)
         self._program = Program(backend, model, activations, self.fused, run)
-        # Each graph with the data set it reads: freed, its memory and its id would be another's.
+        # Each graph with the data set it reads: freed, its memory and its id would be another's. The last used is last.
         self._graphs: dict[Any, tuple[Any, Tensor, Tensor, Placed]] = {}
         self._replays = self._on_gpu and self._compiled
 
@@ -106,7 +109,7 @@ class TorchLearner:
         pieces = np.stack(batches(checked_rows("indices", indices, placed), batch))
         rows = torch.as_tensor(pieces, device=self._device).long()
         # A replay writes where the one before it wrote.
-        outputs = [self._run(self._evaluated, placed, index).clone() for index in rows]
+        outputs = [self._run(self._evaluated, placed, index, once=len(rows) == 1).clone() for index in rows]
         return torch.cat(outputs)[: len(indices)].cpu().numpy()
 
     def snapshot(self) -> dict[str, NDArray]:
@@ -160,14 +163,21 @@ class TorchLearner:
 
     # --- CUDA graphs -------------------------------------------------------------------------------------------
 
-    def _run(self, of_rows: Callable[[Placed, Tensor], Tensor], placed: Placed, index: Tensor) -> Tensor:
-        """What a method makes of rows of a data set, on a GPU by the graph of that method, set and number of rows."""
-        if not self._replays:
+    def _run(
+        self, of_rows: Callable[[Placed, Tensor], Tensor], placed: Placed, index: Tensor, *, once: bool = False
+    ) -> Tensor:
+        """What a method makes of rows of a data set, on a GPU by the graph of that method, set and number of rows.
+
+        What runs once is not worth a graph.
+        """
+        if not self._replays or once:
             return of_rows(placed, index)
         key = (of_rows.__name__, id(placed.inputs), tuple(index.shape))
-        if key not in self._graphs:
-            self._graphs[key] = (*self._capture(of_rows, placed, index), placed)
-        graph, static_index, result, _ = self._graphs[key]
+        found = self._graphs.pop(key, None) or (*self._capture(of_rows, placed, index), placed)
+        self._graphs[key] = found
+        if len(self._graphs) > GRAPHS:
+            del self._graphs[next(iter(self._graphs))]
+        graph, static_index, result, _ = found
         static_index.copy_(index)
         graph.replay()
         return result
