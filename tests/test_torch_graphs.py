@@ -1,9 +1,15 @@
-"""Which graphs a learner captures and keeps, with a graph that runs its work anew where a GPU would replay it."""
+"""A learner's graphs of steps and evaluations, by stand-ins for those of CUDA on a CPU."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_array_equal
 
 import ptd
@@ -11,68 +17,90 @@ from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
 from ptd_torch import backend, training
 
-MODEL = SequenceModel(ptd.S5(4, 4), 2, 1, 3, norm="batch")
-LEAVES = MODEL.initialize(np.random.default_rng(0), init="legs")
+be = backend.on("cpu")
+ROWS, TARGETS = np.arange(4), np.array([0, 1, 0, 1])
+INPUTS = np.random.default_rng(1).standard_normal((4, 6, 1)).astype(np.float32)
 
 
-class Graph:
-    """Replays by running again, into where the first run wrote."""
-
-    def __init__(self, run):
-        self.run, self.result = run, run()
-
-    def replay(self):
-        self.result.copy_(self.run())
+def recorded(run):
+    """As ptd_torch.graphs.captured, with a replay that does the work again where the first result lies."""
+    result = run()
+    return SimpleNamespace(replay=lambda: result.copy_(run())), result
 
 
 @pytest.fixture
-def capturing(monkeypatch):
-    """A learner that captures, and what it captured."""
-    graphs = []
+def captures(monkeypatch):
+    """One entry a capture: what products may round to as it is made."""
+    found = []
 
     def captured(run):
-        graphs.append(Graph(run))
-        return graphs[-1], graphs[-1].result
+        found.append(torch.get_float32_matmul_precision())
+        return recorded(run)
 
     monkeypatch.setattr(training, "captured", captured)
-    made = learner()
-    made._replays = True
-    return made, graphs
+    return found
 
 
-def learner():
-    return backend.learner(MODEL, LEAVES, Optimizer(lr=0.01, total_steps=20), 0)
+def learner(replays=True):
+    model = SequenceModel(ptd.S5(8, 4), n_layers=1, d_input=1, d_output=2)
+    found = be.learner(model, model.initialize(np.random.default_rng(0)), Optimizer(lr=0.01, total_steps=10), 0)
+    found._replays = replays
+    return found
 
 
-def samples(count):
-    rng = np.random.default_rng(count)
-    return rng.standard_normal((count, 8, 1)).astype(np.float32), rng.integers(0, 3, count)
+def course(one, first):
+    """Outputs before and after steps, and after a restore."""
+    placed = one.place(INPUTS, TARGETS)
+    before = one.evaluate(placed, ROWS[:3], 2)
+    one.train(placed, np.array([[0, 1], [2, 3]]))
+    after = one.evaluate(placed, ROWS[::-1], 2)
+    one.restore(first)
+    return np.concatenate([before, after, one.evaluate(placed, ROWS, 2)])
 
 
-def test_training_and_evaluation_by_graphs_are_those_without(capturing):
-    made, graphs = capturing
-    found = []
-    for each in (made, learner()):
-        data, rng = each.place(*samples(10)), np.random.default_rng(0)
-        order = np.stack([rng.permutation(10)[:4] for _ in range(5)])
-        losses, before = each.train(data, order), each.evaluate(data, np.arange(10), 4)
-        found.append([losses, before, each.train(data, order), each.evaluate(data, np.arange(9), 4)])
-    for one, expected in zip(*found, strict=True):
-        assert_array_equal(one, expected)
-    assert len(graphs) == 2
+def test_evaluation_by_graphs_is_that_of_the_code_after_steps_and_a_restore(captures):
+    own, plain = learner(), learner(replays=False)
+    first = own.snapshot()
+    assert_array_equal(course(own, first), course(plain, first))
+    assert len(captures) == 2
 
 
-def test_a_single_batch_is_evaluated_without_a_graph(capturing):
-    made, graphs = capturing
-    made.evaluate(made.place(*samples(4)), np.arange(4), 4)
-    assert not graphs
+def test_a_single_batch_is_evaluated_without_a_graph(captures):
+    own = learner()
+    own.evaluate(own.place(INPUTS, TARGETS), ROWS, 4)
+    assert not captures
 
 
-def test_graphs_of_the_sets_used_last_are_kept_and_no_more(capturing):
-    made, graphs = capturing
-    sets = [made.place(*samples(6)) for _ in range(training.GRAPHS + 1)]
-    for data in (*sets[:-1], sets[0], sets[-1], sets[0]):
-        made.evaluate(data, np.arange(6), 2)
-    assert len(graphs) == len(made._graphs) + 1 == training.GRAPHS + 1
-    made.evaluate(sets[1], np.arange(6), 2)
-    assert len(graphs) == training.GRAPHS + 2
+def test_sets_that_share_their_inputs_have_graphs_of_their_own(captures):
+    inputs, lengths = torch.from_numpy(INPUTS), np.array([6, 1, 2, 6])
+    own, plain = learner(), learner(replays=False)
+    own.evaluate(whole := own.place(inputs, TARGETS), ROWS, 2)
+    part = own.place(inputs, TARGETS, lengths)
+    assert part.inputs is whole.inputs
+    assert_array_equal(own.evaluate(part, ROWS, 2), plain.evaluate(plain.place(INPUTS, TARGETS, lengths), ROWS, 2))
+
+
+@pytest.mark.parametrize(
+    "rounding", [be.fast_products, lambda: torch.autocast("cpu", torch.bfloat16)], ids=["fast", "autocast"]
+)
+def test_products_of_another_precision_have_graphs_of_their_own(rounding, captures):
+    own = learner()
+    placed = own.place(INPUTS, TARGETS)
+    for context in (contextlib.nullcontext, rounding, contextlib.nullcontext, rounding):
+        with context():
+            own.evaluate(placed, ROWS, 2)
+    assert len(captures) == 2
+
+
+def test_a_set_that_is_freed_takes_its_graphs_with_it(monkeypatch):
+    monkeypatch.setattr(training, "captured", lambda run: (SimpleNamespace(replay=lambda: None), run()))
+    own = learner()
+    placed = own.place(INPUTS, TARGETS, np.array([6, 1, 2, 6]))
+    own.train(placed, ROWS[None])
+    own.evaluate(placed, ROWS, 2)
+    inputs = weakref.ref(placed.inputs)
+    assert len(own._graphs) == 2
+    del placed
+    gc.collect()
+    assert inputs() is None
+    assert not own._graphs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -23,9 +24,6 @@ from .dropout import Dropout, derived
 from .fused import parts
 from .graphs import captured
 from .program import Program
-
-#: Graphs that a learner keeps, of the sets and numbers of rows it ran on last.
-GRAPHS = 8
 
 
 class TorchLearner:
@@ -70,8 +68,7 @@ class TorchLearner:
         dtype = torch.float32 if activations is None else getattr(torch, activations)
         self.fused = parts(model, torch.empty(0, dtype=dtype, device=self._device), fused)
         self._program = Program(backend, model, activations, self.fused, run)
-        # Each graph with the data set it reads: freed, its memory and its id would be another's. The last used is last.
-        self._graphs: dict[Any, tuple[Any, Tensor, Tensor, Placed]] = {}
+        self._graphs: dict[Any, tuple[Any, Tensor, Tensor, list[weakref.ref]]] = {}
         self._replays = self._on_gpu and self._compiled
 
     # --- the contract ------------------------------------------------------------------------------------------
@@ -168,19 +165,26 @@ class TorchLearner:
     ) -> Tensor:
         """What a method makes of rows of a data set, on a GPU by the graph of that method, set and number of rows.
 
-        What runs once is not worth a graph.
+        A graph goes with the first array of its set: once freed, its memory and its id would be another's. What runs
+        once is not worth one.
         """
         if not self._replays or once:
             return of_rows(placed, index)
-        key = (of_rows.__name__, id(placed.inputs), tuple(index.shape))
-        found = self._graphs.pop(key, None) or (*self._capture(of_rows, placed, index), placed)
-        self._graphs[key] = found
-        if len(self._graphs) > GRAPHS:
-            del self._graphs[next(iter(self._graphs))]
-        graph, static_index, result, _ = found
+        key = (of_rows.__name__, *map(id, placed), tuple(index.shape), *self._rounding())
+        if key not in self._graphs:
+            arrays = [part for part in placed if part is not None]
+            kept = [weakref.ref(part, lambda _: self._graphs.pop(key, None)) for part in arrays]
+            self._graphs[key] = (*self._capture(of_rows, placed, index), kept)
+        graph, static_index, result, _ = self._graphs[key]
         static_index.copy_(index)
         graph.replay()
         return result
+
+    def _rounding(self) -> tuple:
+        """What decides how products round here and now, which a graph keeps from its capture."""
+        kind = self._device.type
+        narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return torch.get_float32_matmul_precision(), narrow
 
     def _capture(
         self, of_rows: Callable[[Placed, Tensor], Tensor], placed: Placed, index: Tensor
