@@ -127,6 +127,18 @@ def test_gradient_over_spans_of_tiles_is_that_of_single_tiles(monkeypatch):
         assert_close(found, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
 
 
+@interpreter.needed
+def test_sum_over_more_parts_than_32_bits_count_reads_each_of_them():
+    """As of the gradients by a of very many short sequences; only the memory that is read is ever there."""
+    from ptd_torch import triton_columns
+
+    H, programs = 2**21, 1025
+    parts, found = torch.empty(1, programs, H, dtype=torch.float16), torch.empty(1, H, dtype=torch.float16)
+    parts[..., :8] = 1.0
+    triton_columns._total[(1, 1)](parts, found, programs, H=H, PARTS=1024, FEATURES=8, num_warps=8)
+    assert found[0, :8].tolist() == [programs] * 8
+
+
 @pytest.mark.parametrize(("R", "K", "N"), [(5, 24, 64), (130, 40, 128)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_product_with_skip_and_sums_is_that(R, K, N, dtype):

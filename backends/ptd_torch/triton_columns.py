@@ -106,7 +106,8 @@ def sum_of_parts(parts, k, columns, programs, H: tl.constexpr, PARTS: tl.constex
     for start in range(0, programs, PARTS):
         part = start + tl.arange(0, PARTS)
         live = (part < programs)[:, None] & (columns < H)[None, :]
-        values += tl.load(parts + (k * programs + part)[:, None] * H + columns[None, :], mask=live, other=0.0)
+        here = (k * programs + part).to(tl.int64)[:, None] * H + columns[None, :]
+        values += tl.load(parts + here, mask=live, other=0.0)
     return tl.sum(values, 0)
 
 
