@@ -13,10 +13,11 @@ from torch.testing import assert_close
 import ptd
 import ptd_torch.normed_states as operators
 from ptd import sequences
-from ptd.model import SequenceModel, batch_norm, moments
+from ptd.model import SequenceModel, Training, batch_norm, moments
 from ptd.optimization import Optimizer
 from ptd_torch import backend, kernels, states
 from ptd_torch.norm import Normed, batch_normalized
+from ptd_torch.program import Program
 
 pytestmark = interpreter.needed
 
@@ -106,6 +107,25 @@ def test_training_steps_by_it_are_those_of_array_code(prenorm, monkeypatch):
     plain, own = losses.values()
     assert plain[0] - plain[-1] > 0.01
     assert_close(own, plain, rtol=1e-4, atol=0)
+
+
+def test_layer_whose_input_has_noise_too_does_not_take_over_the_gradient_of_the_norm(monkeypatch):
+    """What skip's gradient is a sum of is then more than the norm."""
+    monkeypatch.setattr(operators, "normed_states_form", None)
+    one = dataclasses.replace(kernels.KERNELS["cpu"], chunk_length=lambda layer, L: 1)
+    monkeypatch.setitem(kernels.KERNELS, "cpu", one)
+    model = SequenceModel(ptd.S5(H, 4), 1, 1, 3, norm="batch")
+    leaves = model.initialize(np.random.default_rng(0), init="legs")
+    leaves = {name: torch.tensor(value, dtype=torch.float32, requires_grad=True) for name, value in leaves.items()}
+    u, noise, targets = *draws((2, 4, 1), (2, 4, H)), torch.tensor([0, 2])
+    found = {}
+    for parts in ((), ("norm", "states", "tiles")):
+        whole = Program(backend, model, None, parts, lambda function: function)
+        call = {"training": Training(None), "layer_noise": [noise], "lengths": None}
+        loss, _ = whole(leaves, u, torch.zeros(1, 1, 4), targets, **call)
+        found[parts] = torch.autograd.grad(loss, leaves["blocks.0.layer.D"])[0]
+    plain, own = found.values()
+    assert_close(own, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
 
 
 def test_operators_pass_torchs_own_checks():

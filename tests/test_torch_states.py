@@ -107,6 +107,19 @@ def test_states_and_gradients_tile_by_tile_are_the_loops(R, n, M, directions, gi
         assert_close(found.double(), exact_one, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize(("R", "M"), [(3, 40), (2, 64)])
+def test_narrow_states_of_more_lanes_than_a_tile_has_are_the_loops(R, M):
+    a, drive, upstream = draws((2, M), (R, 6, 1, 2, M), (R, 6, 2, 2, M))
+    a, narrow = (0.6 * a).clamp(-0.6, 0.6), [v.bfloat16() for v in (drive, upstream)]
+    exact = [v.double().requires_grad_() for v in (a, narrow[0])]
+    expected = by_loop(*exact, 2, False)
+    grads = torch.autograd.grad(expected, exact, narrow[1].double())
+    states = states_from_rest(a, narrow[0], 2, tiled=True)
+    by_drive, by_a = drive_gradient(a, narrow[1], states, tiled=True, shared=True)
+    for found, exact_one in zip((states, by_a, by_drive), (expected.detach(), *grads), strict=True):
+        assert_close(found.double(), exact_one, rtol=0, atol=0.02 * float(exact_one.abs().max()))
+
+
 def test_chunks_on_a_gpu_are_of_one_sample_where_the_direct_product_costs_more_than_states():
     rows = {name: (row.model().layer, row.length) for name, row in TRAINING_STEPS.items()}
     chosen = {name: kernels.chunk_length_beside_states(*row) for name, row in rows.items()}
