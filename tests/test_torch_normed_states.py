@@ -69,6 +69,18 @@ def test_output_and_gradients_are_those_of_the_parts(lengths):
         assert_close(one.double(), expected, rtol=0, atol=3e-6 * float(expected.abs().max()))
 
 
+def test_pairs_that_do_not_lie_side_by_side_have_the_gradients_of_the_parts():
+    (x, *leaves), upstream = inputs()
+    x, upstream = (v[:2, :20].reshape(2, 2, 10, H).mT.contiguous().mT for v in (x, upstream))
+    lengths = torch.tensor([[10, 3], [0, 7]])
+    known = torch.stack(moments(x.double(), lengths)).float()
+    found = run(lambda *v: batch_normalized(*v, known, lengths), [x, *leaves], upstream, lengths, known)
+    wide = [v.double() for v in (x, *leaves)]
+    exact = run(lambda x, *v: batch_norm(x, lengths, *v)[0], wide, upstream.double(), lengths, None)
+    for one, expected in zip(found, exact, strict=True):
+        assert_close(one.double(), expected, rtol=0, atol=3e-6 * float(expected.abs().max()))
+
+
 def test_a_feature_of_scale_zero_has_its_gradients():
     leaves, upstream = inputs()
     leaves[1][::2] = 0.0
