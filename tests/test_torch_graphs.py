@@ -15,7 +15,7 @@ from numpy.testing import assert_array_equal
 import ptd
 from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
-from ptd_torch import backend, training
+from ptd_torch import backend, devices, training
 
 be = backend.on("cpu")
 ROWS, TARGETS = np.arange(4), np.array([0, 1, 0, 1])
@@ -104,3 +104,25 @@ def test_a_set_that_is_freed_takes_its_graphs_with_it(monkeypatch):
     gc.collect()
     assert inputs() is None
     assert not own._graphs
+
+
+def test_a_method_runs_where_its_owners_device_is_the_current_one(monkeypatch):
+    entered = []
+
+    @contextlib.contextmanager
+    def device(which):
+        entered.append(which)
+        yield
+        entered.append("left")
+
+    class Owner:
+        torch_device = torch.device("cuda:1")
+
+        @devices.on_own_device
+        def twice(self, number, *, plus):
+            entered.append(number)
+            return 2 * number + plus
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    assert Owner().twice(3, plus=1) == 7
+    assert entered == [torch.device("cuda:1"), 3, "left"]

@@ -25,6 +25,7 @@ from ptd.portable import PortableBackend
 
 from .chunked import mixing_chunks
 from .compilation import compiled
+from .devices import current
 from .fused import PARTS
 from .kernels import KERNELS, chunk_length_beside_states, exact_matmul
 from .norm import Normed
@@ -127,7 +128,8 @@ class TorchBackend(PortableBackend):
             chunk_length = chunk_length_beside_states if u.is_cuda else kernels.chunk_length
             kernels = dataclasses.replace(kernels, mixing_states=by_states, chunk_length=chunk_length)
         layer.check_call(params, u, activations=kernels.activations, **call)  # while host values still are
-        return layer.apply(params, _autocast(u), kernels=kernels, **_as_tensors(call, u))
+        with current(u.device):
+            return layer.apply(params, _autocast(u), kernels=kernels, **_as_tensors(call, u))
 
     def apply_model(self, model: SequenceModel, params: Mapping[str, Tensor], u: Tensor, **call: Any) -> Any:
         checks.array("u", u, *TENSOR)

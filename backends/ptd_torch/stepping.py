@@ -12,6 +12,7 @@ from ptd import checks
 from ptd.layers import Layer
 from ptd.model import SequenceModel
 
+from .devices import current
 from .graphs import captured
 from .modules import Module
 
@@ -76,10 +77,8 @@ class Stepper:
         """
         if tuple(u_k.shape[: len(self._batch)]) != self._batch:
             raise checks.fail("u_k", f"leading axes {self._batch}", tuple(u_k.shape), "make a stepper of this batch")
-        with torch.no_grad():
-            if not self._states[0].is_cuda:
-                return self._run(u_k)
-            return self._replay(u_k)
+        with torch.no_grad(), current(self._states[0].device):
+            return self._replay(u_k) if self._states[0].is_cuda else self._run(u_k)
 
     def _replay(self, u_k: Tensor) -> Tensor:
         if self._graph is None:

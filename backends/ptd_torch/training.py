@@ -20,6 +20,7 @@ from ptd.whole_sets import Placed, as_set, batches, checked_rows
 
 from .adamw import AdamW
 from .compilation import compiled as compile_once
+from .devices import on_own_device
 from .dropout import Dropout, derived
 from .fused import parts
 from .graphs import captured
@@ -36,6 +37,7 @@ class TorchLearner:
             that can and that were measured to be faster, ptd_torch.fused.WIDEST.
 
     Attributes:
+        torch_device: where the leaves lie.
         fused: the parts that run as kernels.
 
     Raises:
@@ -56,9 +58,9 @@ class TorchLearner:
     ):
         self._model, self._seed = model, seed
         self._leaves = {name: backend.asarray(value, "float32").clone() for name, value in params.items()}
-        self._device = next(iter(self._leaves.values())).device
+        self.torch_device = next(iter(self._leaves.values())).device
         self._adamw = AdamW(optimizer, self._leaves)
-        self._on_gpu = self._device.type == "cuda"
+        self._on_gpu = self.torch_device.type == "cuda"
         self._compiled = self._on_gpu if compiled is None else compiled
         # A run that is resumed, perhaps beside others, goes on bit for bit.
         run: Callable = (
@@ -66,17 +68,19 @@ class TorchLearner:
         )
         self._clock = run(self._clock_of)
         dtype = torch.float32 if activations is None else getattr(torch, activations)
-        self.fused = parts(model, torch.empty(0, dtype=dtype, device=self._device), fused)
+        self.fused = parts(model, torch.empty(0, dtype=dtype, device=self.torch_device), fused)
         self._program = Program(backend, model, activations, self.fused, run)
         self._graphs: dict[Any, tuple[Any, Tensor, Tensor, list[weakref.ref]]] = {}
         self._replays = self._on_gpu and self._compiled
 
     # --- the contract ------------------------------------------------------------------------------------------
 
+    @on_own_device
     def step(self, inputs: Any, targets: Any, lengths: Any = None) -> Tensor:
         """One optimiser step; the loss before it, as a 0-d tensor."""
         return self._step(self.place(inputs, targets, lengths))
 
+    @on_own_device
     def outputs(self, inputs: Any, lengths: Any = None, layer_noise: list | None = None) -> NDArray[np.float32]:
         """The model's outputs in evaluation mode."""
         noise = None if layer_noise is None else [self._tensor(value) for value in layer_noise]
@@ -93,18 +97,20 @@ class TorchLearner:
         host = as_set(self._model, inputs, targets, lengths)
         return Placed(*(None if part is None else self._tensor(part) for part in host))
 
+    @on_own_device
     def train(self, placed: Placed, order: NDArray[np.integer]) -> NDArray[np.float32]:
         """See ptd.contract.Learner."""
-        rows = torch.as_tensor(checked_rows("order", order, placed), device=self._device).long()
-        losses = torch.zeros(len(rows), device=self._device)
+        rows = torch.as_tensor(checked_rows("order", order, placed), device=self.torch_device).long()
+        losses = torch.zeros(len(rows), device=self.torch_device)
         for k, index in enumerate(rows):
             losses[k] = self._run(self._indexed, placed, index)
         return losses.cpu().numpy()
 
+    @on_own_device
     def evaluate(self, placed: Placed, indices: NDArray[np.integer], batch: int) -> NDArray[np.float32]:
         """See ptd.contract.Learner."""
         pieces = np.stack(batches(checked_rows("indices", indices, placed), batch))
-        rows = torch.as_tensor(pieces, device=self._device).long()
+        rows = torch.as_tensor(pieces, device=self.torch_device).long()
         # A replay writes where the one before it wrote.
         outputs = [self._run(self._evaluated, placed, index, once=len(rows) == 1).clone() for index in rows]
         return torch.cat(outputs)[: len(indices)].cpu().numpy()
@@ -182,7 +188,7 @@ class TorchLearner:
 
     def _rounding(self) -> tuple:
         """What decides how products round here and now, which a graph keeps from its capture."""
-        kind = self._device.type
+        kind = self.torch_device.type
         narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         return torch.get_float32_matmul_precision(), narrow
 
@@ -204,6 +210,6 @@ class TorchLearner:
         return {f"leaves.{name}": leaf for name, leaf in self._leaves.items()} | self._adamw.state()
 
     def _tensor(self, host: Any) -> Tensor:
-        return (
-            host.to(self._device) if isinstance(host, Tensor) else torch.tensor(np.asarray(host), device=self._device)
-        )
+        if isinstance(host, Tensor):
+            return host.to(self.torch_device)
+        return torch.tensor(np.asarray(host), device=self.torch_device)
