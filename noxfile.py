@@ -69,7 +69,7 @@ def triton_interpreter(session: nox.Session) -> None:
     ]
     environment = {"TRITON_INTERPRET": "1"}
     names = (
-        *("scan", "gate", "end", "norm", "chunked", "states", "per_feature", "diagonal", "orbits"),
+        *("scan", "gate", "end", "norm", "chunked", "states", "normed_states", "per_feature", "diagonal", "orbits"),
         *("convolution", "encoder"),
     )
     tests = [f"tests/test_torch_{name}.py" for name in names]
