@@ -14,6 +14,7 @@ from ptd.convolution import (
     matrix_power,
     mixing_convolution,
     powers,
+    solution_of_small,
     vandermonde,
 )
 from ptd.discretization import bilinear_low_rank
@@ -110,6 +111,21 @@ def test_cauchy_kernel_of_a_slow_mode_keeps_its_digits():
     expected = impulse_response(Lambda[0], P[0], one[0], one[0], step[0, 0], False, 50)
     found = cauchy(transition, Lambda, P, one, one, step, 50)[0]
     assert_allclose(found, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("r", [1, 2])
+def test_solution_of_small_solves_for_every_leading_axis(r):
+    matrix, y = draw(5, r, r), draw(3, 5, r, seed=1)
+    assert_allclose((matrix @ solution_of_small(matrix, y)[..., None])[..., 0], y, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_solution_of_small_keeps_its_digits_beside_a_large_matrix_of_rank_1(order):
+    """(I + s v v^*) x = v has v^* x = |v|^2/(1 + s |v|^2). Cofactors have it to s eps = 1e-8."""
+    s, v = 1e8, np.array([0.6 + 0.3j, 1 - 0.5j])[order]
+    x = solution_of_small(np.eye(2) + s * np.outer(v, v.conj()), v)
+    size = np.vdot(v, v).real
+    assert_allclose(np.vdot(v, x), size / (1 + s * size), rtol=1e-14)
 
 
 # --- convolutions

@@ -233,3 +233,20 @@ def test_s4_keeps_its_digits_where_a_mode_hardly_decays(form, dt):
             expected = layer.apply(wide, u.astype(np.float64), state=from_there, form="scan")
             found = layer.apply(params, u, state=start, form=form)
             assert np.max(np.abs(found - expected)) < 2e-5 * np.max(np.abs(expected))
+
+
+@pytest.mark.parametrize(
+    ("N", "rank", "init", "dt", "L"),
+    [(16, 2, "legt", 1e-1, 4096), (64, 2, "legt", 1e-3, 4096), (64, 1, "fout", 5e-4, 2000)],
+    ids=["LegT, 400 windows", "LegT, 4 windows", "FouT, one window"],
+)
+def test_s4_convolution_keeps_its_digits(N, rank, init, dt, L):
+    """A point near a resonance of LegT loses three digits to cofactors; A_bar rounded to 1 loses L eps in a window."""
+    layer = S4(2, N, rank=rank, skip=False)
+    leaves = ptd.initialize(layer, np.random.default_rng(0), init=init, dt_min=dt, dt_max=dt)
+    params = {name: value.astype(np.float32) for name, value in leaves.items()}
+    wide = {name: value.astype(np.float64) for name, value in params.items()}
+    impulse = np.eye(L, 1, dtype=np.float32) * np.ones(2, np.float32)
+    expected = layer.apply(wide, impulse.astype(np.float64), form="scan")
+    found = layer.apply(params, impulse, form="convolution")
+    assert np.max(np.abs(found - expected)) < 2e-5 * np.max(np.abs(expected))

@@ -354,6 +354,22 @@ def test_second_derivatives_of_every_form(described, form):
     assert torch.autograd.gradgradcheck(lambda u: module(u, form=form), (u,))
 
 
+@pytest.mark.parametrize(("name", "bound"), [("Lambda_re", 1e-2), ("Lambda_im", 1e-2), ("P_im", 1e-4), ("C_re", 1e-4)])
+def test_gradients_of_s4s_convolution_keep_their_digits_over_many_windows(name, bound):
+    """On the unit circle, 400 windows of LegT had gradients by Lambda of no correct digit."""
+    layer, rng = ptd.S4(2, 16, rank=2), np.random.default_rng(1)
+    drawn = ptd.initialize(layer, np.random.default_rng(0), init="legt", dt_min=0.1, dt_max=0.1)
+    u, weights = (torch.from_numpy(rng.standard_normal((4096, 2)).astype(np.float32)) for _ in range(2))
+
+    def gradient(dtype, form):
+        leaves = {key: torch.from_numpy(value.astype(np.float32)).to(dtype) for key, value in drawn.items()}
+        leaf = leaves[name].requires_grad_()
+        return torch.autograd.grad((be.apply(layer, leaves, u.to(dtype), form=form) * weights).sum(), leaf)[0]
+
+    exact = gradient(torch.float64, "chunked")
+    close(gradient(torch.float32, "convolution").double(), exact, bound * exact.abs().max())
+
+
 def test_training_mode_drops_out_and_norms_by_the_batch():
     described = ptd.SequenceModel(ptd.S5(8, 4), 1, 4, 3, norm="batch", norm_momentum=0.5, dropout=0.5)
     module = be.module(described, described.initialize(np.random.default_rng(0), init="legs"))

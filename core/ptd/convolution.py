@@ -21,10 +21,12 @@ from .arrays import (
     product,
     real,
     scale,
-    thin_product,
 )
-from .discretization import inverse_of_small
 from .recurrence import LowRankTransition, dense_transition, transition_on_planes
+
+#: r^L of the circle |z| = r on which S4's generating function is evaluated. Rounding of K_l is divided by r^l, so that
+#: of the last ones grows by 1.4, and no pole is nearer to a point than ln(1/0.7)/(2 pi) = 0.06 of their distance.
+CIRCLE = 0.7
 
 
 def vandermonde(weights: Array, Lambda_bar: Array, L: int) -> Array:
@@ -166,11 +168,14 @@ def cauchy(
 ) -> Array:
     """K_l = C A_bar^l B_bar of a bilinear diagonal-plus-low-rank system through its generating function (S4 thm 3).
 
-    At the L roots of -1, z = exp(-2ih), h = pi (l + 1/2)/L, with S(h) = step/(2i sin h - step cos h Lambda) and
-    C~ = C (I + A_bar^L):   K^ = exp(ih) [C~ S B - cos h C~ S P (I + cos h P^* S P)^{-1} P^* S B],
-    K_l = exp(pi i l/L) ifft(K^)_l. The half-angle form is S4's multiplied out: nothing is singular at z = -1. At z = 1,
-    one of the roots of 1 that S4 takes, S is 1/|Lambda| whatever the step, and the correction cancels it: a mode that
-    hardly decays, as HiPPO-FouT has one, costs three digits and more. At roots of -1 its S is about step L/pi.
+    At the L points r exp(-2ih), h = pi (l + 1/2)/L, of a circle with r^L = q = CIRCLE. With t = (1 - r)/(1 + r) and
+    f = 1/(1 - t step Lambda/2), and so with
+        S(h) = step f/(2i sin h - cos h (step Lambda - 2t) f),  g = cos h + it sin h,  C~ = (1 + t) C (I + q A_bar^L):
+    K^ = exp(ih) [C~ S B - g C~ S P (I + g P^* S P)^{-1} P^* S B],   K_l = q^(-l/L) exp(pi i l/L) ifft(K^)_l.
+    S4 takes the L roots of 1. The half-angle form is its own multiplied out: nothing is singular at -1. At 1, which is
+    no point of these, S is 1/|Lambda| whatever the step, and the correction cancels it: a mode that hardly decays costs
+    three digits and more there, and where it meets a point of the unit circle. With r < 1, S stays below about
+    step L/ln(1/q).
 
     Args:
         transition: the discretised A_bar, (H, N) and (H, N, r); its conj_sym is that of all arguments.
@@ -185,48 +190,108 @@ def cauchy(
     Returns:
         K, real (..., H, L): with conj_sym twice the real part over the stored half, else the real part.
     """
+    _known(L)
     xp = namespace(Lambda)
     conj_sym = transition.conj_sym
-    C_tilde = C + _after(transition, C, L)
+    t = math.tanh(-math.log(CIRCLE) / (2 * L))
+    z = scale(Lambda, step)
+    f = 1.0 / (1.0 - z * (t / 2.0))
+    weight = scale(f, step)
+    C_tilde = (C + CIRCLE * _after(transition, z, C, L)) * (1.0 + t)
 
-    # With conj_sym the sum over all modes is real, so half of the frequencies tell the rest.
-    h = (arange(L - L // 2 if conj_sym else L, like=step) + 0.5) * (math.pi / L)
-    sine, cosine = xp.sin(h), xp.cos(h)
+    sine, cosine = _half_angles(L, L - L // 2 if conj_sym else L, like=step)
+    g = as_complex(cosine, t * sine)
 
     columns = [P[..., j] for j in range(P.shape[-1])]
+    rows, row = [xp.conj(p) * weight for p in columns], C_tilde * weight
     r = len(columns)
-    numerators = [xp.conj(p) * q for p in columns for q in columns] + [xp.conj(p) * B for p in columns]
-    numerators += [C_tilde * p for p in columns] + [C_tilde * B]
-    found = sums(numerators, Lambda, step, sine, cosine, conj_sym)
+    numerators = [p * q for p in rows for q in columns] + [p * B for p in rows]
+    numerators += [row * p for p in columns] + [row * B]
+    found = sums(numerators, (z - 2.0 * t) * f, xp.ones_like(step), sine, cosine, conj_sym)
     small = xp.stack([xp.stack(found[i * r : (i + 1) * r], axis=-1) for i in range(r)], axis=-2)
-    W = inverse_of_small(scale(small, cosine[..., None, None]) + eye(r, like=small))
-    from_B = xp.stack(found[r * r : r * r + r], axis=-1)[..., None]
-    to_C = xp.stack(found[r * r + r : -1], axis=-1)[..., None, :]
-    through = thin_product(thin_product(to_C, W), from_B)
-    K_hat = as_complex(cosine, sine) * (found[-1] - scale(through[..., 0, 0], cosine))
-    if conj_sym:  # the other half are the conjugates of the first L // 2, and add their real parts once more
+    from_B = xp.stack(found[r * r : r * r + r], axis=-1)
+    to_C = xp.stack(found[r * r + r : -1], axis=-1)
+    through = xp.sum(to_C * solution_of_small(small * g[..., None, None] + eye(r, like=small), from_B), axis=-1)
+    K_hat = as_complex(cosine, sine) * (found[-1] - through * g)
+    # With conj_sym the sum over all modes is real, so half of the points tell the rest: the other half are the
+    # conjugates of the first L // 2, and add their real parts once more.
+    if conj_sym:
         paired = K_hat[..., : L // 2]
         cx = namespace(K_hat)
         K_hat = cx.concat([scale(paired, 2.0), K_hat[..., L // 2 :], cx.zeros_like(paired)], axis=-1)
-    K, turn = xp.fft.ifft(K_hat, axis=-1), arange(L, like=step) * (math.pi / L)
-    return xp.cos(turn) * real(K) - xp.sin(turn) * imag(K)
+    lag = arange(L, like=step)
+    K, turn = xp.fft.ifft(K_hat, axis=-1), lag * (math.pi / L)
+    return (xp.cos(turn) * real(K) - xp.sin(turn) * imag(K)) * xp.exp(lag * (-math.log(CIRCLE) / L))
 
 
-def _after(transition: LowRankTransition, C: Array, L: int) -> Array:
-    """C A_bar^L, (H, N): with conj_sym that of C's row over both halves, as the first half of a row."""
+def _half_angles(L: int, F: int, like: Array) -> tuple[Array, Array]:
+    """sin h and cos h at h = pi (l + 1/2)/L for l < F, both negated for h > pi/2, which leaves cauchy's K^ alone.
+
+    As sines of angles with one rounding: where cos h is small, a rounded h would tell it to eps/cos h, and tan h.
+    """
+    xp = namespace(like)
+    at = arange(F, like=like) + 0.5
+    at = xp.where(at > L / 2, at - L, at)
+    return xp.sin(at * (math.pi / L)), xp.sin((L / 2 - xp.abs(at)) * (math.pi / L))
+
+
+def solution_of_small(matrix: Array, y: Array) -> Array:
+    """x with matrix x = y, matrix (..., r, r) and y (..., r) broadcastable, r = 1, 2, by elimination with a pivot.
+
+    Near a resonance the matrix is a large one of rank 1 and I: cofactors would lose the square of its size.
+    """
+    xp = namespace(matrix)
+    if matrix.shape[-1] == 1:
+        return y / matrix[..., 0]
+    columns = [(x[..., 0], x[..., 1]) for x in (matrix[..., 0], matrix[..., 1], y)]
+    below = _size(columns[0][1]) > _size(columns[0][0])
+    (a, c), (b, d), (p, q) = ((xp.where(below, x_1, x_0), xp.where(below, x_0, x_1)) for x_0, x_1 in columns)
+    ratio = c / a
+    x_1 = (q - ratio * p) / (d - ratio * b)
+    return xp.stack([(p - b * x_1) / a, x_1], axis=-1)
+
+
+def _size(x: Array) -> Array:
+    """|Re x| + |Im x|."""
+    xp = namespace(real(x))
+    return xp.abs(real(x)) + xp.abs(imag(x))
+
+
+def _after(transition: LowRankTransition, z: Array, C: Array, L: int) -> Array:
+    """C A_bar^L, (H, N): with conj_sym that of C's row over both halves, as the first half of a row.
+
+    From A_bar - I = diag(z/(1 - z/2)) - left right^*, z = step Lambda: A_bar itself is rounded relative to 1, not to
+    what a small step adds to it, and L times.
+    """
+    beyond = LowRankTransition(z / (1.0 - z / 2.0), transition.left, transition.right, transition.conj_sym)
     if not transition.conj_sym:
-        return product(C[..., None, :], matrix_power(dense_transition(transition), L))[..., 0, :]
-    xp = namespace(real(C))
+        return _after_powers(C, dense_transition(beyond), L)
+    xp, N = namespace(real(C)), C.shape[-1]
     row = xp.concat([real(C), -imag(C)], axis=-1)  # C x + C^* x^* = 2 row (Re x, Im x)
-    row = product(row[..., None, :], matrix_power(transition_on_planes(transition), L))[..., 0, :]
-    N = C.shape[-1]
+    row = _after_powers(row, transition_on_planes(beyond), L)
     return as_complex(row[..., :N], -row[..., N:])
+
+
+def _after_powers(row: Array, X: Array, L: int) -> Array:
+    """row (I + X)^L for row (..., N) and X (..., N, N), by repeated squaring: (I + X)^2 - I = 2X + X^2."""
+    row = row[..., None, :]
+    while True:
+        if L % 2:
+            row = row + product(row, X)
+        L //= 2
+        if L == 0:
+            return row[..., 0, :]
+        X = 2.0 * X + product(X, X)
+
+
+def _known(L: int) -> None:
+    if not isinstance(L, numbers.Integral):
+        raise checks.fail("L", "a length that is known", L, "an exporter may leave the batch open, but not L")
 
 
 def matrix_power(A: Array, L: int) -> Array:
     """A^L for (..., N, N) by repeated squaring, L >= 1."""
-    if not isinstance(L, numbers.Integral):
-        raise checks.fail("L", "a length that is known", L, "an exporter may leave the batch open, but not L")
+    _known(L)
     result = None
     while True:
         if L % 2:
