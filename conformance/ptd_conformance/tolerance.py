@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from ptd import recurrence, sequences
 from ptd.arrays import from_pair
+from ptd.convolution import CIRCLE
 from ptd.layers import DSS, S4, S5, Layer
 from ptd.layers.diagonal import DiagonalLayer
 from ptd.sequences import Signal
@@ -301,12 +302,12 @@ def _fft_factor(case: Case, *, derivative: bool = False) -> float:
 
 
 def _cancellation(case: Case) -> tuple[float, float]:
-    """For S4's kernel and for its derivatives, what sums over the unit circle lose, in root mean square.
+    """For S4's kernel and for its derivatives, what sums over a circle lose, in root mean square.
 
-    K^(h) = C~ S B - g (C~ S P) W (P^* S B) with S diagonal. An error of S_n moves it by that of S_n times the
-    closed-loop vectors c = [C~ - g (C~ S P) W P^*]_n and b = [B - g P W (P^* S B)]_n; each of the sums adds its own
-    rounding. The derivative by Lambda_n is c_n b_n dS_n/dLambda_n with dS proportional to S^2, so there the relative
-    errors of S, c and b count once more.
+    K^(h) = C~ S B - g (C~ S P) W (P^* S B) with S diagonal, as ptd.convolution.cauchy has it. An error of S_n moves it
+    by that of S_n times the closed-loop vectors c = [C~ - g (C~ S P) W P^*]_n and b = [B - g P W (P^* S B)]_n; each of
+    the sums adds its own rounding. The derivative by Lambda_n is c_n b_n dS_n/dLambda_n with dS proportional to S^2, so
+    there the relative errors of S, c and b count once more.
     """
     layer, params, L = case.layer, case.params, case.u.shape[-2]
     assert isinstance(layer, S4)
@@ -315,11 +316,13 @@ def _cancellation(case: Case) -> tuple[float, float]:
     Lambda, B, C = (_both_halves(layer, x) for x in (Lambda, B, layer.complex_leaf(params, "C")))
     P = np.swapaxes(_both_halves(layer, np.swapaxes(P, -1, -2)), -1, -2)
     powered = np.linalg.matrix_power(recurrence.dense_transition(transition), L)
-    C = C - (C[..., None, :] @ powered)[..., 0, :]
     step, worst, relative = layer.step_sizes(params, _scale(case)), [], 1.0
-    for h in np.arange(L) * np.pi / L:
-        top, bottom, g = 2j * np.sin(h), step * np.cos(h) * Lambda, np.cos(h)
-        S = step / (top - bottom)
+    t = np.tanh(-np.log(CIRCLE) / (2 * L))
+    f = 1 / (1 - t * step * Lambda / 2)
+    C = (1 + t) * (C + CIRCLE * (C[..., None, :] @ powered)[..., 0, :])
+    for h in (np.arange(L) + 0.5) * np.pi / L:
+        top, bottom = 2j * np.sin(h), np.cos(h) * (step * Lambda - 2 * t) * f
+        S, g = step * f / (top - bottom), np.cos(h) + 1j * t * np.sin(h)
         dS = np.abs(S) * (np.abs(top) + np.abs(bottom)) / np.abs(top - bottom)
         W = np.linalg.inv(np.eye(layer.rank) + g * _inner(P.conj(), S, P))
         through_C = (((C * S)[..., None, :] @ P) @ W)[..., 0, :]
