@@ -130,3 +130,12 @@ def test_kernels_are_generated_in_full_precision_where_products_may_be_fast(laye
         program = run(params)
     found = set(precisions(program.jaxpr))
     assert found == {(lax.Precision.HIGHEST, lax.Precision.HIGHEST)}
+
+
+def test_what_is_kept_is_itself_each_number_for_itself():
+    x = jnp.asarray([complex("nan"), 1 - 2j, complex(0, float("inf")), 0j])
+    for each in (x, x[1:], x[:0], x[1:].real):
+        np.testing.assert_array_equal(jax.jit(blocked.kept)(each)[1:2], each[1:2])
+    np.testing.assert_array_equal(jax.jit(blocked.kept)(x[1:]), x[1:])
+    np.testing.assert_array_equal(jax.vmap(blocked.kept)(x[1::2, None]), x[1::2, None])
+    assert_same_derivatives(lambda x: blocked.kept(x) ** 3, lambda x: x**3, draw(2, 3))

@@ -134,6 +134,20 @@ def test_the_form_and_the_blocks_of_a_call_are_visible_and_can_be_forced():
         assert_allclose(y, outputs[0], rtol=0, atol=1e-11)
 
 
+def test_many_modes_and_short_runs_take_the_convolution_on_a_cpu():
+    many, few = ptd.S4D(2, 128), ptd.S4D(2, 126)
+    cpu, long, short = JaxBackend("cpu"), (2, 4097, 2), (2, 4096, 2)
+    assert [cpu.form(layer, shape) for layer in (many, few) for shape in (short, long)] == [
+        "convolution",
+        *["chunked"] * 3,
+    ]
+    for other in (JaxBackend("gpu"), JaxBackend("cpu", chunk=64)):
+        assert other.form(many, short) == "chunked"
+    params, u = parameters(many), draw(3, 70, 2)
+    both = [cpu.apply(many, params, u), cpu.apply(many, params, u, form="chunked")]
+    assert_allclose(*both, rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("layer", [LAYERS["s4d"], LAYERS["s5"]], ids=str)
 @pytest.mark.parametrize("form", ["scan", "chunked", "convolution"])
 def test_narrow_activations_keep_the_parameters_precision_in_the_state(layer, form):

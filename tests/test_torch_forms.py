@@ -14,7 +14,6 @@ from ptd import DSS, S4D, S5
 from ptd.convolution import causal_convolution
 from ptd.kernels import Kernels, by_kind
 from ptd_torch import backend as be
-from ptd_torch.kernels import fastest_form_on_cpu
 
 CPU = be.on("cpu")
 MANY = DSS(2, 64)
@@ -70,7 +69,7 @@ def test_what_is_said_is_what_runs():
         ran.append("convolution")
         return causal_convolution(u, K)
 
-    kernels = Kernels(causal_convolution=convolved, fastest_form=fastest_form_on_cpu)
+    kernels = Kernels(causal_convolution=convolved, fastest_form=CPU.kernels.fastest_form)
     found = MANY.apply(params, u, kernels=kernels)
     assert ran == ["convolution"]
     by_chunks = MANY.apply(params, u, form="chunked", kernels=kernels)

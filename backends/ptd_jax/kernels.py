@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ptd import checks, chunks
+from ptd import checks, chunks, convolution
 from ptd.arrays import Array, as_planes, from_planes
-from ptd.kernels import Kernels, by_kind
+from ptd.kernels import Kernels, by_kind, by_size_on_cpu
 from ptd.recurrence import LowRankTransition
 
-from .convolution import cauchy
+from .convolution import cauchy, vandermonde_on_cpu
 from .recurrences import loop, tree
 
 
@@ -226,17 +226,20 @@ def choice(platform: str) -> Choice:
 def table(platform: str, recurrence: str, chunk: int | None = None) -> Kernels:
     """The kernels of a platform with one of RECURRENCES, and with chunks of that many samples unless None."""
     checks.choice("recurrence", recurrence, RECURRENCES)
+    # Who asks for chunks of a length is to have them.
+    fastest = by_size_on_cpu if platform == "cpu" and chunk is None else by_kind
     usual, ways = CHUNK_LENGTHS.get(recurrence, chunks.chunk_length), RECURRENCES[recurrence]()
     return Kernels(
         scan=scan_by(recurrence),
         scan_low_rank=scan_low_rank,
+        vandermonde=vandermonde_on_cpu if platform == "cpu" else convolution.vandermonde,
         cauchy=cauchy,
         carries=carries_by(recurrence),
         chunk_length=usual if chunk is None else lambda _, L: max(1, min(chunk, L)),
         activations=frozenset({"bfloat16"}),
         both_ways=ways.both_ways,
         per_feature_chunks=ways.per_feature_chunks,
-        fastest_form=by_kind(choice(platform).forms),
+        fastest_form=fastest(choice(platform).forms),
     )
 
 

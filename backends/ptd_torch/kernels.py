@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ptd import chunks, convolution, recurrence
 from ptd.arrays import Array, as_planes, from_planes
-from ptd.kernels import Kernels, by_kind
+from ptd.kernels import Kernels, by_kind, by_size_on_cpu
 from ptd.recurrence import LowRankTransition
 
 from .cauchy import resolvent_sums
@@ -111,17 +111,6 @@ def chunk_length_on_cpu(layer: Any, L: int) -> int:
 _CHUNKED = {"s5": "chunked", "s4d": "chunked", "dss": "chunked"}
 
 
-def fastest_form_on_cpu(layer: Any, size: tuple[int, int] | None) -> str:
-    """Chunks, and for S4D and DSS the convolution where a run has many modes and is short or in batches.
-
-    Chunks cost each sample T + 4 P products for P modes, a transform costs the same for all P; its kernel costs as much
-    whatever the batch. Measured (benchmarks/notes.md): 1.4 to 6.8 times as fast with gradients, 1.9 to 2.5 without.
-    """
-    if size is not None and layer.kind in ("s4d", "dss") and layer.modes >= 64 and 2048 * size[0] >= size[1]:
-        return "convolution"
-    return _CHUNKED.get(layer.kind, layer.default_form)
-
-
 _SHARED: dict[str, Any] = {
     "scan": scan,
     "carries": carries,
@@ -139,7 +128,7 @@ KERNELS = {
         **_SHARED,
         # In Triton's interpreter only: what it is given costs a layer on a CPU a twentieth of its matrices.
         diagonal_chunks=None if kernel_path(torch.device("cpu")) == "torch" else diagonal_chunks,
-        fastest_form=fastest_form_on_cpu,
+        fastest_form=by_size_on_cpu(_CHUNKED),
         chunk_length=chunk_length_on_cpu,
     ),
     "cuda": Kernels(

@@ -29,13 +29,14 @@ from .recurrence import LowRankTransition, dense_transition, transition_on_plane
 CIRCLE = 0.7
 
 
-def vandermonde(weights: Array, Lambda_bar: Array, L: int) -> Array:
+def vandermonde(weights: Array, Lambda_bar: Array, L: int, *, kept: Callable[[Array], Array] = lambda x: x) -> Array:
     """K_l = Re sum_n weights_n Lambda_bar_n^l for l = 0 ... L-1 (S4D eq. 6).
 
     Args:
         weights: complex (..., N).
         Lambda_bar: complex (..., N), broadcastable against weights.
         L: length of the kernel, at least 1.
+        kept: its argument, as it is, for a compiler that would else compute it anew in all that it goes into.
 
     Returns:
         K, real (..., L).
@@ -45,8 +46,9 @@ def vandermonde(weights: Array, Lambda_bar: Array, L: int) -> Array:
     [1.0, 0.5, 0.25]
     """
     # With l = j T + t the sum is a product of matrices, of w a^(jT) (L/T, N) and a^t (N, T): no a^l for all n and l.
-    near = powers(Lambda_bar, 1 << L.bit_length() // 2)
-    far = weights[..., None] * powers(near[..., -1] * Lambda_bar, -(-L // near.shape[-1]))
+    Lambda_bar = kept(Lambda_bar)
+    near = kept(powers(Lambda_bar, 1 << L.bit_length() // 2))
+    far = kept(kept(weights)[..., None] * powers(near[..., -1] * Lambda_bar, -(-L // near.shape[-1])))
     xp = namespace(real(far))
     K = product(
         xp.matrix_transpose(xp.concat([real(far), -imag(far)], axis=-2)), xp.concat([real(near), imag(near)], axis=-2)

@@ -71,4 +71,20 @@ def by_kind(forms: Mapping[str, str]) -> Callable[[Any, tuple[int, int] | None],
     return lambda layer, size: forms.get(layer.kind, layer.default_form)
 
 
+def by_size_on_cpu(forms: Mapping[str, str]) -> Callable[[Any, tuple[int, int] | None], str]:
+    """by_kind, but the convolution for S4D and DSS where a run has many modes and is short or in batches.
+
+    Chunks cost each sample T + 4 P products for P modes, a transform costs the same for all P; its kernel costs as much
+    whatever the batch. Measured in torch and jax (benchmarks/notes.md): 1.2 to 6.8 times as fast with gradients, 1.1 to
+    4.2 without.
+    """
+
+    def fastest(layer: Any, size: tuple[int, int] | None) -> str:
+        if size is not None and layer.kind in ("s4d", "dss") and layer.modes >= 64 and 2048 * size[0] >= size[1]:
+            return "convolution"
+        return by_kind(forms)(layer, size)
+
+    return fastest
+
+
 PORTABLE = Kernels()
