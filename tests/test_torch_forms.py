@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 
 import dense
 import numpy as np
@@ -14,6 +15,7 @@ from ptd import DSS, S4D, S5
 from ptd.convolution import causal_convolution
 from ptd.kernels import Kernels, by_kind
 from ptd_torch import backend as be
+from ptd_torch.kernels import KERNELS
 
 CPU = be.on("cpu")
 MANY = DSS(2, 64)
@@ -59,6 +61,12 @@ def test_states_and_changing_steps_go_on_as_before_and_names_win(call, form):
 
 def test_a_gpu_keeps_chunks():
     assert be.on("cuda").form(MANY, (8, 8, 2)) == "chunked"
+
+
+@pytest.mark.parametrize("device", KERNELS)
+def test_a_table_of_kernels_goes_where_its_module_is_sent(device):
+    sent = pickle.loads(pickle.dumps(KERNELS[device]))
+    assert sent.fastest_form(MANY, (8, 8)) == KERNELS[device].fastest_form(MANY, (8, 8))
 
 
 def test_what_is_said_is_what_runs():

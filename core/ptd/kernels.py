@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,7 +69,7 @@ class Kernels:
 
 def by_kind(forms: Mapping[str, str]) -> Callable[[Any, tuple[int, int] | None], str]:
     """A fastest_form that goes by the kind of a layer alone; those not named run in their own default form."""
-    return lambda layer, size: forms.get(layer.kind, layer.default_form)
+    return functools.partial(_of_kind, forms)
 
 
 def by_size_on_cpu(forms: Mapping[str, str]) -> Callable[[Any, tuple[int, int] | None], str]:
@@ -78,13 +79,18 @@ def by_size_on_cpu(forms: Mapping[str, str]) -> Callable[[Any, tuple[int, int] |
     whatever the batch. Measured in torch and jax (benchmarks/notes.md): 1.2 to 6.8 times as fast with gradients, 1.1 to
     4.2 without.
     """
+    return functools.partial(_of_size_on_cpu, forms)
 
-    def fastest(layer: Any, size: tuple[int, int] | None) -> str:
-        if size is not None and layer.kind in ("s4d", "dss") and layer.modes >= 64 and 2048 * size[0] >= size[1]:
-            return "convolution"
-        return by_kind(forms)(layer, size)
 
-    return fastest
+# Not within the two above: tables of kernels are pickled with the modules that have them.
+def _of_kind(forms: Mapping[str, str], layer: Any, size: tuple[int, int] | None) -> str:
+    return forms.get(layer.kind, layer.default_form)
+
+
+def _of_size_on_cpu(forms: Mapping[str, str], layer: Any, size: tuple[int, int] | None) -> str:
+    if size is not None and layer.kind in ("s4d", "dss") and layer.modes >= 64 and 2048 * size[0] >= size[1]:
+        return "convolution"
+    return _of_kind(forms, layer, size)
 
 
 PORTABLE = Kernels()
