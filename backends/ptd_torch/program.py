@@ -106,7 +106,7 @@ class Program:
         passes = Passes(self._model, step, known, lengths)
 
         def run(layer: Layer, params: dict, u: Tensor, **call: Any) -> Any:
-            own = passes.normed if self._model.prenorm and noise is None else None
+            own = passes.normed if noise is None else None
             return self._backend.apply(layer, params, u, fused=self._fused, normed=own, **call)
 
         call["run"] = run

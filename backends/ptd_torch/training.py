@@ -60,18 +60,16 @@ class TorchLearner:
         self._leaves = {name: backend.asarray(value, "float32").clone() for name, value in params.items()}
         self.torch_device = next(iter(self._leaves.values())).device
         self._adamw = AdamW(optimizer, self._leaves)
-        self._on_gpu = self.torch_device.type == "cuda"
-        self._compiled = self._on_gpu if compiled is None else compiled
+        on_gpu = self.torch_device.type == "cuda"
+        compiled = on_gpu if compiled is None else compiled
         # A run that is resumed, perhaps beside others, goes on bit for bit.
-        run: Callable = (
-            functools.partial(compile_once, repeatable=True) if self._compiled else (lambda function: function)
-        )
+        run: Callable = functools.partial(compile_once, repeatable=True) if compiled else (lambda function: function)
         self._clock = run(self._clock_of)
         dtype = torch.float32 if activations is None else getattr(torch, activations)
         self.fused = parts(model, torch.empty(0, dtype=dtype, device=self.torch_device), fused)
         self._program = Program(backend, model, activations, self.fused, run)
         self._graphs: dict[Any, tuple[Any, Tensor, Tensor, list[weakref.ref]]] = {}
-        self._replays = self._on_gpu and self._compiled
+        self._replays = on_gpu and compiled
 
     # --- the contract ------------------------------------------------------------------------------------------
 

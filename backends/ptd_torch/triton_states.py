@@ -243,11 +243,11 @@ def states(a: Tensor, drive: Tensor, directions: int, *, exclusive: bool) -> Ten
         return x
     flags = {"D": directions, "SHARED": given < directions}
     entering = _entering(a, drive, ADJOINT=False, **flags)
-    blocks, inner = _lanes(R, M, drive)
+    blocks, inner, tiling = _lanes(a, drive)
     tiles = entering.shape[1]
     _states[(blocks * tiles,)](
         a, drive, entering, x, R * M, n, inner, tiles, d_t=given * 2 * M, x_t=directions * 2 * M,
-        EXCLUSIVE=exclusive, M=M, **flags, **_tiling(a, drive),
+        EXCLUSIVE=exclusive, M=M, **flags, **tiling,
     )  # fmt: skip
     return x
 
@@ -269,14 +269,14 @@ def adjoint(a: Tensor, grad: Tensor, before: Tensor, *, shared: bool, exclusive:
         return x, torch.zeros_like(a)
     flags = {"D": D, "SHARED": given < D}
     entering = _entering(a, grad, ADJOINT=True, D=D, SHARED=False)
-    blocks, inner = _lanes(R, M, grad)
+    blocks, inner, tiling = _lanes(a, grad)
     tiles = entering.shape[1]
     span = max(1, min(8, blocks * tiles // PROGRAMS))
     spans = triton.cdiv(tiles, span)
     grad_a = a.new_empty((R, spans, 2, M))
     _adjoint[(blocks * spans,)](
         a, grad, entering, before, x, grad_a, R * M, n, inner, tiles, spans, d_t=given * 2 * M, x_t=D * 2 * M,
-        EXCLUSIVE=exclusive, SPAN=span, M=M, **flags, **_tiling(a, grad),
+        EXCLUSIVE=exclusive, SPAN=span, M=M, **flags, **tiling,
     )  # fmt: skip
     return x, triton_columns.total(grad_a.view(1, R * spans, 2 * M)).view(2, M)
 
@@ -286,21 +286,18 @@ def _entering(a: Tensor, drive: Tensor, *, D: int, **flags: bool) -> Tensor:
     R, n, given, _, M = drive.shape
     tiles = triton.cdiv(n, ROWS)
     ends, power = a.new_empty((R, tiles, D, 2, M)), torch.empty_like(a, memory_format=torch.contiguous_format)
-    blocks, inner = _lanes(R, M, drive)
+    blocks, inner, tiling = _lanes(a, drive)
     _ends[(blocks * tiles,)](
         a, drive, ends, power, R * M, n, inner, tiles, d_t=given * 2 * M, x_t=D * 2 * M, D=D,
-        DOUBLINGS=ROWS.bit_length() - 1, M=M, **flags, **_tiling(a, drive),
+        DOUBLINGS=ROWS.bit_length() - 1, M=M, **flags, **tiling,
     )  # fmt: skip
     return triton_scan.walk(power, ends, None, exclusive=True)[0]
 
 
-def _lanes(R: int, M: int, drive: Tensor) -> tuple[int, int]:
-    """Into how many programs the lanes go, and how many of these run side by side on one tile."""
+def _lanes(a: Tensor, drive: Tensor) -> tuple[int, int, dict[str, Any]]:
+    """Into how many programs the lanes go, how many of these run side by side on one tile, and how they are tiled."""
+    R, *_, M = drive.shape
     lanes = LANES[drive.element_size()]
     blocks = triton.cdiv(R * M, lanes)
-    return blocks, blocks if M % lanes else M // lanes
-
-
-def _tiling(a: Tensor, drive: Tensor) -> dict[str, Any]:
-    lanes = LANES[drive.element_size()]
-    return {"ROWS": ROWS, "LANES": lanes, "WIDE": a.dtype == torch.float64, "num_warps": WARPS}
+    tiling = {"ROWS": ROWS, "LANES": lanes, "WIDE": a.dtype == torch.float64, "num_warps": WARPS}
+    return blocks, blocks if M % lanes else M // lanes, tiling
