@@ -563,8 +563,8 @@ def test_command_trains_with_narrower_activations_and_says_so(small_sets, own_re
 
 def test_command_trains_on_two_devices_and_says_so(small_sets, own_recipe, tmp_path, monkeypatch):
     options = ("mnist", "--recipe", own_recipe, "--out", str(tmp_path), "--devices", "2")
-    refused = train(*options, "--backend", "torch", data=small_sets)
-    message = "ptd: devices: expected 1, what torch trains on, got 2; the jax backend takes several\n"
+    refused = train(*options, "--backend", "mlx", data=small_sets)
+    message = "ptd: devices: expected 1, what mlx trains on, got 2; the jax and torch backends take several\n"
     assert refused.stderr == message
     monkeypatch.setitem(ENVIRONMENT, "XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     done = train(*options, data=small_sets)

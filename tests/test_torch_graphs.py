@@ -15,7 +15,8 @@ from numpy.testing import assert_array_equal
 import ptd
 from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
-from ptd_torch import backend, devices, training
+from ptd_torch import backend, training
+from ptd_torch.ranks import ALONE
 
 be = backend.on("cpu")
 ROWS, TARGETS = np.arange(4), np.array([0, 1, 0, 1])
@@ -33,7 +34,7 @@ def captures(monkeypatch):
     """One entry a capture: what products may round to as it is made."""
     found = []
 
-    def captured(run):
+    def captured(run, *, watched):
         found.append(torch.get_float32_matmul_precision())
         return recorded(run)
 
@@ -93,7 +94,7 @@ def test_products_of_another_precision_have_graphs_of_their_own(rounding, captur
 
 
 def test_a_set_that_is_freed_takes_its_graphs_with_it(monkeypatch):
-    monkeypatch.setattr(training, "captured", lambda run: (SimpleNamespace(replay=lambda: None), run()))
+    monkeypatch.setattr(training, "captured", lambda run, watched: (SimpleNamespace(replay=lambda: None), run()))
     own = learner()
     placed = own.place(INPUTS, TARGETS, np.array([6, 1, 2, 6]))
     own.train(placed, ROWS[None])
@@ -116,9 +117,9 @@ def test_a_method_runs_where_its_owners_device_is_the_current_one(monkeypatch):
         entered.append("left")
 
     class Owner:
-        torch_device = torch.device("cuda:1")
+        torch_device, ranks = torch.device("cuda:1"), ALONE
 
-        @devices.on_own_device
+        @training._in_own_place
         def twice(self, number, *, plus):
             entered.append(number)
             return 2 * number + plus

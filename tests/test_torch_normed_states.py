@@ -18,6 +18,7 @@ from ptd.optimization import Optimizer
 from ptd_torch import backend, kernels, states
 from ptd_torch.norm import Normed, batch_normalized
 from ptd_torch.program import Program
+from ptd_torch.ranks import ALONE
 
 pytestmark = interpreter.needed
 
@@ -134,7 +135,7 @@ def test_layer_whose_input_has_noise_too_does_not_take_over_the_gradient_of_the_
     for parts in ((), ("norm", "states", "tiles")):
         whole = Program(backend, model, None, parts, lambda function: function)
         call = {"training": Training(None), "layer_noise": [noise], "lengths": None}
-        loss, _ = whole(leaves, u, torch.zeros(1, 1, 4), targets, **call)
+        loss, _ = whole(leaves, u, torch.zeros(1, 1, 4), targets, ALONE.part(2), **call)
         found[parts] = torch.autograd.grad(loss, leaves["blocks.0.layer.D"])[0]
     plain, own = found.values()
     assert_close(own, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))

@@ -175,12 +175,19 @@ class TorchBackend(PortableBackend):
         devices: int = 1,
         **options: Any,
     ) -> Any:
-        """See ptd.contract.Backend; options are those of ptd_torch.training.TorchLearner."""
+        """See ptd.contract.Backend; options are those of ptd_torch.training.TorchLearner.
+
+        Several devices are those from this backend's on, each with a process of its own: ptd_torch.data_parallel.
+        """
+        from .data_parallel import DataParallelLearner
         from .training import TorchLearner
 
-        checks.one_device(self.name, devices)
+        checks.positive_integer("devices", devices)
         self.check_learner(model, params, activations)
-        return TorchLearner(self, model, params, optimizer, seed, activations=activations, **options)
+        options["activations"] = activations
+        if devices > 1:
+            return DataParallelLearner(self, model, params, optimizer, seed, devices=devices, **options)
+        return TorchLearner(self, model, params, optimizer, seed, **options)
 
 
 def _as_tensors(call: dict[str, Any], u: Any) -> dict[str, Any]:

@@ -16,23 +16,34 @@ class Dropout:
 
     Args:
         key: integer (), on the device; None for a model that drops nothing and so never calls this.
+        first: rows of the batch before those of x, which lie on other devices: several draw the masks of one.
     """
 
-    def __init__(self, key: Tensor | None):
-        self._key, self._calls = key, 0
+    def __init__(self, key: Tensor | None, first: int = 0):
+        self._key, self._first, self._calls = key, first, 0
 
     def __call__(self, x: Tensor, rate: float, over_time: bool) -> Tensor:
         """X with elements at 0 with probability rate, the others scaled up."""
-        if over_time:
-            mask = tied_mask(self.key(), [*x.shape[:-2], 1, x.shape[-1]], rate)
-        else:
-            mask = _mask(self.key(), x.shape, rate)
+        key, shape = self.key(x.shape, over_time), _mask_shape(x.shape, over_time)
+        mask = tied_mask(key, shape, rate) if over_time else _mask(key, shape, rate)
         return torch.where(mask, x / (1 - rate), 0.0)
 
-    def key(self) -> Tensor:
-        """The key of the next call: an element is kept where mixed(position + key), unsigned, reaches rate 2^32."""
+    def key(self, shape: Sequence[int], over_time: bool) -> Tensor:
+        """The key of the next call, on an x of that shape, with one mask for all time or not.
+
+        An element is kept where mixed(position + key), unsigned, reaches rate 2^32.
+        """
         self._calls += 1
-        return derived(self._key, self._calls * 0x9E3779B1)
+        key = derived(self._key, self._calls * 0x9E3779B1)
+        if not self._first:
+            return key
+        before = self._first * math.prod(_mask_shape(shape, over_time)[1:])
+        return (key.long() + before).to(torch.int32)
+
+
+def _mask_shape(shape: Sequence[int], over_time: bool) -> list[int]:
+    """That of the mask for x (..., L, H)."""
+    return [*shape[:-2], 1 if over_time else shape[-2], shape[-1]]
 
 
 @torch.library.custom_op("ptd::tied_mask", mutates_args=())

@@ -133,7 +133,7 @@ class Passes:
     def gated_sum(self, keep: Tensor | None, z: Tensor, bias: Tensor, x: Tensor, *, moments: bool) -> Tensor:
         """See SequenceModel.block; moments as in ptd_torch.gate.gated_sum."""
         model = self._model
-        key = self._training.dropout.key() if model.dropout else None
+        key = self._training.dropout.key(x.shape, model.tie_dropout) if model.dropout else None
         out, found = gated_sum(keep, z, bias, x, key, self._lengths, model.dropout, model.tie_dropout, moments)
         if moments:
             self.found = found.detach()
@@ -142,7 +142,8 @@ class Passes:
     def end(self, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *, moments: bool) -> Tensor:
         """See SequenceModel.block; moments as in ptd_torch.end.block_end."""
         model = self._model
-        keys = [self._training.dropout.key() if model.dropout else None for _ in ("gelu", "gate")]
+        key = functools.partial(self._training.dropout.key, y.shape, model.tie_dropout)
+        keys = [key() if model.dropout else None for _ in ("gelu", "gate")]
         how = (self._lengths, model.dropout, model.tie_dropout, model.activation == "half_glu2", moments)
         out, found, _, _ = block_end(y, x, weight.to(y.dtype), bias, *keys, *how)
         if moments:

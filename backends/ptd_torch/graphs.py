@@ -10,8 +10,11 @@ import torch
 Result = TypeVar("Result")
 
 
-def captured(run: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """A graph of run() and the result that its replays overwrite; run is called three times before, to warm up."""
+def captured(run: Callable[[], Result], *, watched: bool = False) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """A graph of run() and the result that its replays overwrite; run is called three times before, to warm up.
+
+    watched says that another thread looks at events meanwhile, as NCCL's does.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -19,6 +22,6 @@ def captured(run: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local" if watched else "global"):
         result = run()
     return graph, result

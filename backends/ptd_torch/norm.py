@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ptd import sequences
+from ptd import model, sequences
 from ptd.model import NORM_EPSILON
+
+from .ranks import current, over_ranks
 
 
 @torch.library.custom_op("ptd::column_moments", mutates_args=())
@@ -84,12 +86,22 @@ def norm_adjoint(dy: Tensor, x: Tensor, scale: Tensor, moments: Tensor, lengths:
     from . import triton_norm
 
     dy, x, scale, moments, lengths = (None if v is None else v.contiguous() for v in (dy, x, scale, moments, lengths))
-    return triton_norm.adjoint(dy, x, scale, moments, lengths, NORM_EPSILON)
+    return over_whole_batch(triton_norm.adjoint(dy, x, scale, moments, lengths, NORM_EPSILON), x, lengths)
 
 
 @norm_adjoint.register_fake
 def _(dy: Tensor, x: Tensor, scale: Tensor, moments: Tensor, lengths: Tensor | None) -> Tensor:
     return scale.new_empty((5, len(scale)))
+
+
+def over_whole_batch(found: Tensor, x: Tensor, lengths: Tensor | None) -> Tensor:
+    """What norm_adjoint finds of one process's rows with b and c, means over valid rows, of all processes'."""
+    if (ranks := current()).size == 1:
+        return found
+    n = found.new_full((), x.numel() // x.shape[-1]) if lengths is None else lengths.sum().to(found.dtype)
+    sums = ranks.total(torch.cat([(found[3:5] * n).reshape(-1), n[None]]))
+    found[3:5] = (sums[:-1] / sums[-1].clamp(min=1)).view(2, -1)
+    return found
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -110,6 +122,23 @@ def gradients(dy: Tensor, x: Tensor, found: Tensor, lengths: Tensor | None) -> t
     dscale, dbias, a, b, c = found
     shared = sequences.mask(x.to(found.dtype) * b + c, lengths)
     return (dy.to(found.dtype) * a - shared).to(x.dtype), dscale, dbias
+
+
+def batch_norm_over_ranks(
+    x: Tensor, lengths: Tensor | None, scale: Tensor, bias: Tensor, near: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ptd.model.batch_norm as array code, with the moments of the rows of all processes."""
+
+    def total(sums: tuple) -> tuple:
+        along, squares, count = sums
+        count = torch.as_tensor(count, dtype=along.dtype, device=along.device)
+        H = len(along)
+        found = over_ranks(torch.cat([along, squares, count[None]]))
+        return found[:H], found[H:-1], found[-1]
+
+    wide = x.to(scale.dtype)
+    mean, var = model.moments(wide, lengths, near, total)
+    return model.normalized(wide, mean, var, scale, bias).to(x.dtype), mean, var
 
 
 norm_factor.register_autograd(_backward, setup_context=_setup_context)

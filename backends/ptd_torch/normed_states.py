@@ -14,7 +14,7 @@ from ptd.model import NORM_EPSILON
 from . import states
 from .chunked import inner_last
 from .derivatives import refuse_second
-from .norm import Normed
+from .norm import Normed, over_whole_batch
 from .norm import gradients as norm_gradients
 from .states import forward, joined, room, states_gradients
 
@@ -77,6 +77,7 @@ def normed_states_form_adjoint(
     rows = (v.contiguous() for v in (dy, x, skip, scale, bias, moments))
     lengths = None if lengths is None else lengths.contiguous()
     found = triton_norm.adjoint_through_skip(du, *rows, lengths, NORM_EPSILON)
+    found = over_whole_batch(found, x, lengths)
     return du, *grads, found
 
 

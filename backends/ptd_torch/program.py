@@ -16,7 +16,8 @@ from ptd.whole_sets import check_targets
 from .dropout import Dropout
 from .encoder import encode
 from .fused import Passes
-from .norm import column_moments
+from .norm import batch_norm_over_ranks, column_moments
+from .ranks import Part
 
 
 class Program:
@@ -42,12 +43,19 @@ class Program:
         self._decoder = compiled(self._decoder_of)
 
     def __call__(
-        self, leaves: dict[str, Tensor], inputs: Tensor, keys: Tensor | None, targets: Tensor | None, **call: Any
+        self,
+        leaves: dict[str, Tensor],
+        inputs: Tensor,
+        keys: Tensor | None,
+        targets: Tensor | None,
+        part: Part | None,
+        **call: Any,
     ) -> Any:
         """Outputs, or with targets their loss; with keys (n_layers, ...), one of each block, those of training.
 
-        Of training the statistics of batch norm come too; call is that of SequenceModel.apply. Where norms stand before
-        layers and run as kernels, the moments of a block's output go on to the next.
+        Inputs of training are a part of the batch, and the statistics of batch norm come too; call is that of
+        SequenceModel.apply. Where norms stand before layers and run as kernels, the moments of a block's output go on
+        to the next.
         """
         known: Tensor | None = None
         outer = {name: leaf for name, leaf in leaves.items() if not name.startswith("blocks.")}
@@ -55,11 +63,9 @@ class Program:
         def run_block(model: SequenceModel, i: int, leaves: dict, x: Tensor, **call: Any) -> Any:
             nonlocal known
             key = None if keys is None or not model.dropout else keys[i, 0]
-            if known is None and keys is not None and model.prenorm and "norm" in self._fused:
+            if known is None and part is not None and model.prenorm and "norm" in self._fused:
                 known = column_moments(x.detach(), call["lengths"])
-            x, statistics, known = self._block(
-                leaves, x, known, call["lengths"], call["noise"], key, training=keys is not None
-            )
+            x, statistics, known = self._block(leaves, x, known, call["lengths"], call["noise"], key, part)
             return x, statistics
 
         return self._backend.apply_model(
@@ -95,14 +101,15 @@ class Program:
         lengths: Tensor | None,
         noise: Tensor | None,
         key: Tensor | None,
-        training: bool,
+        part: Part | None,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """A block, from the moments of its input to those of its output, where norms before layers take them."""
+        """A block, from the moments of its input to those of its output, where norms before layers take them; without
+        a part of a batch that of evaluation."""
         leaves = _with_gradients_in_order(leaves)
         call: dict[str, Any] = {"lengths": lengths, "noise": noise}
-        if not training:
+        if part is None:
             return *self._model.block(0, leaves, x, training=None, run=self._backend.apply, **call), None
-        step = Training(Dropout(key))
+        step = Training(Dropout(key, part.first))
         passes = Passes(self._model, step, known, lengths)
 
         def run(layer: Layer, params: dict, u: Tensor, **call: Any) -> Any:
@@ -110,7 +117,10 @@ class Program:
             return self._backend.apply(layer, params, u, fused=self._fused, normed=own, **call)
 
         call["run"] = run
-        x, statistics = self._model.block(0, leaves, x, training=step, **call, **passes.of(self._fused))
+        named = passes.of(self._fused)
+        if part.count < part.all and "norm" not in self._fused:
+            named["batch_norm"] = batch_norm_over_ranks
+        x, statistics = self._model.block(0, leaves, x, training=step, **call, **named)
         return x, statistics, passes.found if self._model.prenorm else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,23 @@ from ptd.whole_sets import Placed, as_set, batches, checked_rows
 
 from .adamw import AdamW
 from .compilation import compiled as compile_once
-from .devices import on_own_device
+from .devices import current
 from .dropout import Dropout, derived
 from .fused import parts
 from .graphs import captured
 from .program import Program
+from .ranks import ALONE, Part, Ranks
+
+
+def _in_own_place(method: Callable) -> Callable:
+    """A method of a learner that runs where its device is the current one, among its ranks."""
+
+    @functools.wraps(method)
+    def run(learner: Any, *args: Any, **call: Any) -> Any:
+        with current(learner.torch_device), learner.ranks.current():
+            return method(learner, *args, **call)
+
+    return run
 
 
 class TorchLearner:
@@ -35,6 +47,7 @@ class TorchLearner:
         compiled: compile forward and backward and, on a GPU, replay steps as CUDA graphs; by default on a GPU only.
         fused: which parts of a block run as kernels rather than array code, of ptd_torch.fused.PARTS; by default those
             that can and that were measured to be faster, ptd_torch.fused.WIDEST.
+        ranks: the processes that share every batch; each has such a learner, and all are called alike.
 
     Attributes:
         torch_device: where the leaves lie.
@@ -55,8 +68,9 @@ class TorchLearner:
         activations: str | None = None,
         compiled: bool | None = None,
         fused: Collection[str] | None = None,
+        ranks: Ranks = ALONE,
     ):
-        self._model, self._seed = model, seed
+        self._model, self._seed, self.ranks = model, seed, ranks
         self._leaves = {name: backend.asarray(value, "float32").clone() for name, value in params.items()}
         self.torch_device = next(iter(self._leaves.values())).device
         self._adamw = AdamW(optimizer, self._leaves)
@@ -73,12 +87,19 @@ class TorchLearner:
 
     # --- the contract ------------------------------------------------------------------------------------------
 
-    @on_own_device
+    @_in_own_place
     def step(self, inputs: Any, targets: Any, lengths: Any = None) -> Tensor:
         """One optimiser step; the loss before it, as a 0-d tensor."""
-        return self._step(self.place(inputs, targets, lengths))
+        return self.step_of(self.place(inputs, targets, lengths))
 
-    @on_own_device
+    @_in_own_place
+    def step_of(self, batch: Placed) -> Tensor:
+        """step, of a batch that is placed."""
+        part = self.ranks.part(len(batch.targets))
+        own = Placed(*(None if value is None else value[part.rows] for value in batch))
+        return self.ranks.total(self._step(own, part))
+
+    @_in_own_place
     def outputs(self, inputs: Any, lengths: Any = None, layer_noise: list | None = None) -> NDArray[np.float32]:
         """The model's outputs in evaluation mode."""
         noise = None if layer_noise is None else [self._tensor(value) for value in layer_noise]
@@ -95,23 +116,30 @@ class TorchLearner:
         host = as_set(self._model, inputs, targets, lengths)
         return Placed(*(None if part is None else self._tensor(part) for part in host))
 
-    @on_own_device
+    @_in_own_place
     def train(self, placed: Placed, order: NDArray[np.integer]) -> NDArray[np.float32]:
         """See ptd.contract.Learner."""
-        rows = torch.as_tensor(checked_rows("order", order, placed), device=self.torch_device).long()
+        host = checked_rows("order", order, placed)
+        part = self.ranks.part(host.shape[1])
+        rows = torch.as_tensor(host[:, part.rows], device=self.torch_device).long()
         losses = torch.zeros(len(rows), device=self.torch_device)
         for k, index in enumerate(rows):
-            losses[k] = self._run(self._indexed, placed, index)
-        return losses.cpu().numpy()
+            losses[k] = self._run(self._indexed, placed, index, part)
+        return self.ranks.total(losses).cpu().numpy()
 
-    @on_own_device
+    @_in_own_place
     def evaluate(self, placed: Placed, indices: NDArray[np.integer], batch: int) -> NDArray[np.float32]:
         """See ptd.contract.Learner."""
         pieces = np.stack(batches(checked_rows("indices", indices, placed), batch))
-        rows = torch.as_tensor(pieces, device=self.torch_device).long()
+        rank, size = self.ranks.rank, self.ranks.size
+        each = -(-len(pieces) // size)
+        pieces = np.resize(pieces, (each * size, batch))  # as many to each process
+        rows = torch.as_tensor(pieces[rank::size], device=self.torch_device).long()
         # A replay writes where the one before it wrote.
-        outputs = [self._run(self._evaluated, placed, index, once=len(rows) == 1).clone() for index in rows]
-        return torch.cat(outputs)[: len(indices)].cpu().numpy()
+        outputs = [self._run(self._evaluated, placed, index, once=each == 1).clone() for index in rows]
+        # of all processes (size, each, batch, ...), dealt in turns
+        found = self.ranks.gathered(torch.stack(outputs)).transpose(0, 1).flatten(0, 2)
+        return found[: len(indices)].cpu().numpy()
 
     def snapshot(self) -> dict[str, NDArray]:
         """See ptd.contract.Learner."""
@@ -125,23 +153,39 @@ class TorchLearner:
             for name, value in state.items():
                 value.copy_(torch.as_tensor(np.asarray(snapshot[name])))
 
+    def share_state(self) -> None:
+        """Take over the state of the first process."""
+        with torch.no_grad():
+            for value in self._state().values():
+                self.ranks.first(value.detach())
+
     # --- one step ----------------------------------------------------------------------------------------------
 
-    def _step(self, batch: Placed) -> Tensor:
+    def _step(self, batch: Placed, part: Part) -> Tensor:
+        """A step by all processes' parts of a batch; this one's share of the loss."""
         rates, keys = self._clock(self._adamw.steps)
-        loss, statistics = self._loss_of(batch, keys)
+        loss, statistics = self._loss_of(batch, keys, part)
         trained = self._adamw.trained
         found = torch.autograd.grad(loss, list(trained.values()))
         # The fused update reads memory in order, whatever the strides say.
-        grads = {name: grad.contiguous() for name, grad in zip(trained, found, strict=True)}
+        grads = dict(zip(trained, self._total(found), strict=True))
         with torch.no_grad():
             if statistics:
                 torch._foreach_copy_([self._leaves[name] for name in statistics], list(statistics.values()))
             self._adamw.update(grads, rates)
         return loss.detach()
 
-    def _indexed(self, placed: Placed, index: Tensor) -> Tensor:
-        return self._step(placed.rows(index))
+    def _total(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """The sum over processes of each, contiguous."""
+        if self.ranks.size == 1:
+            return [grad.contiguous() for grad in grads]
+        # in one go: each sum would take its own way between the devices
+        flat = self.ranks.total(torch.cat([grad.reshape(-1) for grad in grads]))
+        pieces = flat.split([grad.numel() for grad in grads])
+        return [piece.view(grad.shape) for piece, grad in zip(pieces, grads, strict=True)]
+
+    def _indexed(self, placed: Placed, index: Tensor, part: Part) -> Tensor:
+        return self._step(placed.rows(index), part)
 
     @torch.no_grad()
     def _evaluated(self, placed: Placed, index: Tensor) -> Tensor:
@@ -155,17 +199,19 @@ class TorchLearner:
         block = torch.arange(1, self._model.n_layers + 1, device=steps.device)[:, None].expand(-1, 4)
         return self._adamw.rates(steps), derived(key, block * 0x27D4EB2F)
 
-    def _loss_of(self, batch: Placed, keys: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss_of(self, batch: Placed, keys: Tensor, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         training = Training(Dropout(keys[0, 0]))
-        return self._program(self._leaves, batch.inputs, keys, batch.targets, lengths=batch.lengths, training=training)
+        call = {"lengths": batch.lengths, "training": training}
+        loss, statistics = self._program(self._leaves, batch.inputs, keys, batch.targets, part, **call)
+        return (loss if part.share == 1 else loss * part.share), statistics
 
     def _outputs_of(self, inputs: Tensor, lengths: Tensor | None, noise: list[Tensor] | None) -> Tensor:
-        return self._program(self._leaves, inputs, None, None, lengths=lengths, layer_noise=noise)
+        return self._program(self._leaves, inputs, None, None, None, lengths=lengths, layer_noise=noise)
 
     # --- CUDA graphs -------------------------------------------------------------------------------------------
 
     def _run(
-        self, of_rows: Callable[[Placed, Tensor], Tensor], placed: Placed, index: Tensor, *, once: bool = False
+        self, of_rows: Callable[..., Tensor], placed: Placed, index: Tensor, *how: Any, once: bool = False
     ) -> Tensor:
         """What a method makes of rows of a data set, on a GPU by the graph of that method, set and number of rows.
 
@@ -173,12 +219,12 @@ class TorchLearner:
         once is not worth one.
         """
         if not self._replays or once:
-            return of_rows(placed, index)
-        key = (of_rows.__name__, *map(id, placed), tuple(index.shape), *self._rounding())
+            return of_rows(placed, index, *how)
+        key = (of_rows.__name__, *map(id, placed), tuple(index.shape), *how, *self._rounding())
         if key not in self._graphs:
             arrays = [part for part in placed if part is not None]
             kept = [weakref.ref(part, lambda _: self._graphs.pop(key, None)) for part in arrays]
-            self._graphs[key] = (*self._capture(of_rows, placed, index), kept)
+            self._graphs[key] = (*self._capture(of_rows, placed, index, *how), kept)
         graph, static_index, result, _ = self._graphs[key]
         static_index.copy_(index)
         graph.replay()
@@ -191,12 +237,12 @@ class TorchLearner:
         return torch.get_float32_matmul_precision(), narrow
 
     def _capture(
-        self, of_rows: Callable[[Placed, Tensor], Tensor], placed: Placed, index: Tensor
+        self, of_rows: Callable[..., Tensor], placed: Placed, index: Tensor, *how: Any
     ) -> tuple[Any, Tensor, Tensor]:
         """A graph of one run; the steps that warm it up are undone."""
         kept = {name: value.detach().clone() for name, value in self._state().items()}
         index = index.clone()
-        graph, result = captured(lambda: of_rows(placed, index))
+        graph, result = captured(lambda: of_rows(placed, index, *how), watched=self.ranks.size > 1)
         with torch.no_grad():
             for name, value in self._state().items():
                 value.copy_(kept[name])

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .ranks import ALONE, Ranks, current
+
 #: Programs of a pass: four a multiprocessor of an H100 or H200, which with 128 threads of 128 registers are all there.
 PROGRAMS = 528
 #: Elements of a tile, 16 a thread of its four warps.
@@ -157,16 +159,29 @@ def moment_parts(x: Tensor, programs: int) -> tuple[Tensor, Tensor, Tensor]:
     return means, squares, x.new_empty(programs, dtype=torch.float32)
 
 
-def combined(means: Tensor, squares: Tensor, counts: Tensor) -> Tensor:
-    """Mean and variance (2, H) from moment_parts."""
+def combined(means: Tensor, squares: Tensor, counts: Tensor, ranks: Ranks | None = None) -> Tensor:
+    """Mean and variance (2, H) from moment_parts, of the rows of all ranks, the current ones by default."""
     programs, H = means.shape
+    ranks = ranks or current()
     groups = max(1, triton.cdiv(programs, PARTS))  # of no rows too
     found = means.new_empty((2, H))
-    into = (found[0], found[1], None) if groups == 1 else moment_parts(means, groups)
+    last = groups == 1 and ranks.size == 1
+    into = (found[0], found[1], None) if last else moment_parts(means, groups)
     _combine[(H // FEATURES, groups)](
         means, squares, counts, *into, programs, H=H, PARTS=PARTS, FEATURES=FEATURES, num_warps=8
     )  # fmt: skip
-    return found if groups == 1 else combined(*into)
+    if last:
+        return found
+    if groups > 1:
+        return combined(*into, ranks)
+    return combined(*_of_all(ranks, *into), ALONE)
+
+
+def _of_all(ranks: Ranks, means: Tensor, squares: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The one part of every rank, as moment_parts has them."""
+    H = means.shape[-1]
+    all_ = ranks.gathered(torch.cat([means[0], squares[0], counts]))
+    return all_[:, :H].contiguous(), all_[:, H:-1].contiguous(), all_[:, -1].contiguous()
 
 
 def total(parts: Tensor) -> Tensor:

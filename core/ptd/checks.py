@@ -35,7 +35,7 @@ def one_device(owner: str, devices: Any) -> None:
     """Raise unless devices is 1, for a backend, called owner, whose learners have no more."""
     positive_integer("devices", devices)
     if devices > 1:
-        raise fail("devices", f"1, what {owner} trains on", devices, "the jax backend takes several")
+        raise fail("devices", f"1, what {owner} trains on", devices, "the jax and torch backends take several")
 
 
 def choice(argument: str, value: Any, options: Iterable[str]) -> None:

@@ -30,7 +30,7 @@ def train(
         str | None, typer.Option(help="a narrower dtype between encoder and pooling, as bfloat16; said in the record")
     ] = None,
     devices: Annotated[
-        int, typer.Option(help="of one host, which share every batch (jax); a run may be resumed on another number")
+        int, typer.Option(help="of one host, which share every batch (jax, torch); a run may go on on another number")
     ] = 1,
     root: Annotated[Path | None, typer.Option(help="the data folder; PTD_DATA by default")] = None,
     note: Annotated[str, typer.Option(help="what was special about the run, for its record")] = "",
