@@ -173,7 +173,7 @@ class _Team:
         ranks: list[Ranks] = []
         ended = threading.Event()
         # Not a method: it would keep this from being collected.
-        self._end = weakref.finalize(self, _end, self._others, folder, ended)
+        self._end = weakref.finalize(self, _end, self._others, folder, ended, ranks)
         meeting = str(Path(folder.name) / "meeting")
         for member in members[1:]:
             self._others.append(_started())
@@ -257,10 +257,15 @@ def _watch(lines: list[Connection], replies: queue.Queue, ranks: list[Ranks], en
 
 
 def _end(
-    others: list[tuple[Connection, subprocess.Popen]], folder: tempfile.TemporaryDirectory, ended: threading.Event
+    others: list[tuple[Connection, subprocess.Popen]],
+    folder: tempfile.TemporaryDirectory,
+    ended: threading.Event,
+    ranks: list[Ranks],
 ) -> None:
     """Close the lines, by which processes end."""
     ended.set()
+    for each in ranks:
+        each.leave()
     for line, _ in others:
         # Closed alone it would stay open as long as another thread waits for it.
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(line.fileno())) as half:

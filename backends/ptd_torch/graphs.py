@@ -22,6 +22,7 @@ def captured(run: Callable[[], Result], *, watched: bool = False) -> tuple[torch
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local" if watched else "global"):
+    # torch's own stream for this is one for all devices, on that of the first capture
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local" if watched else "global"):
         result = run()
     return graph, result
