@@ -9,17 +9,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from lra_sources import Stops, tiny
 from numpy.testing import assert_allclose
+from several_devices import L, run_on_two_devices_is_that_of_one, same_leaves
 from sharded import moved_whole, register_kernels
 
 import ptd
-from ptd_conformance.lra import clock, results, store
-from ptd_conformance.lra.training import Run
 from ptd_jax import JaxBackend, backend
 from ptd_jax.training import CHUNK
 
-L, DEVICES = 16, min(4, jax.device_count())
+DEVICES = min(4, jax.device_count())
 RULE = ptd.Optimizer(lr=1e-2, total_steps=9)
 
 
@@ -95,42 +93,6 @@ def own_mesh_may_be_the_context_too() -> None:
         assert learner.evaluate(placed, np.arange(3), 8).shape == learner.outputs(batch[0])[:3].shape
 
 
-def run_on_two_devices_is_that_of_one(folder: Path) -> None:
-    """Its curve, test and parameters, and those of one that is stopped on one device and goes on on two."""
-    small, data, exact = tiny("image", "s5-ptd-closed", batch=6), images(), Exact()
-    one, two, moved = (Run(small, data, exact, 0, folder / str(i), devices=n) for i, n in enumerate((1, 2, 1)))
-    assert two.learner._placement.mesh.size == 2
-    assert one.go(clock.Clock())
-    assert two.go(clock.Clock())
-    assert not moved.go(Stops(2))
-    moved = Run(small, data, exact, 0, moved.folder, devices=2)
-    assert moved.restore()
-    assert 0 < moved.progress.step < moved.steps
-    assert moved.go(clock.Clock())
-    for run, devices in ((two, [2]), (moved, [1, 2])):
-        for row, expected in zip(run.progress.curve, one.progress.curve, strict=True):
-            assert_allclose(row["loss"], expected["loss"], rtol=1e-4)
-            assert row["validation"] == expected["validation"]
-        assert run.progress.test == one.progress.test
-        assert results.of(run, "complete")["devices"] == devices
-        same_leaves(run.learner, one.learner)
-
-
-def images() -> store.DataSet:
-    rng = np.random.default_rng(0)
-
-    def split(count: int) -> store.Split:
-        return store.Split(rng.integers(0, 256, (count, L), np.uint8), rng.integers(0, 10, count), None)
-
-    splits = {"train": split(24), "validation": split(11), "test": split(11)}
-    return store.DataSet("image", "made-up", 1, {"made_from": {}, "splits": {}}, splits)
-
-
-def same_leaves(found, expected) -> None:
-    for name, value in expected.parameters().items():
-        assert_allclose(found.parameters()[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
-
-
 if __name__ == "__main__":
     register_kernels()
     kernels = JaxBackend("gpu", "kernels", chunk=1)
@@ -140,5 +102,6 @@ if __name__ == "__main__":
     batch_of_other_rows_is_refused()
     own_mesh_may_be_the_context_too()
     with tempfile.TemporaryDirectory() as temporary:
-        run_on_two_devices_is_that_of_one(Path(temporary))
+        learner = run_on_two_devices_is_that_of_one(Exact(), Path(temporary))
+        assert learner._placement.mesh.size == 2
     print("equal")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from several_devices import L, run_on_two_devices_is_that_of_one, same_leaves
 
 import ptd
 from ptd_torch import backend
@@ -20,7 +21,6 @@ from ptd_torch.ranks import Part, Ranks
 
 CPU = backend.on("cpu")
 RULE = ptd.Optimizer(lr=1e-2, total_steps=9)
-L = 16
 
 
 def model(**own) -> ptd.SequenceModel:
@@ -36,11 +36,6 @@ def samples(count: int, *, pairs: bool = False) -> tuple:
     rng, pair = np.random.default_rng(1), (2,) if pairs else ()
     inputs = rng.standard_normal((count, *pair, L, 1)).astype(np.float32)
     return inputs, rng.integers(0, 3, count), rng.integers(5, L, (count, *pair))
-
-
-def same_leaves(found, expected) -> None:
-    for name, value in expected.parameters().items():
-        assert_allclose(found.parameters()[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +64,10 @@ def test_learner_of_several_devices_is_that_of_one(described, devices):
     assert_allclose(many.outputs(data[0], data[2]), one.outputs(data[0], data[2]), rtol=1e-4, atol=1e-5)
     many.restore(kept)
     assert (many.train(sets[1], order[2:]) == found[1][0][2:4]).all()
+
+
+def test_run_on_two_devices_is_that_of_one(tmp_path):
+    assert run_on_two_devices_is_that_of_one(CPU, tmp_path).learner.ranks.size == 2
 
 
 def test_processes_agree_on_precision_sets_and_ends():
