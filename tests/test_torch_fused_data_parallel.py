@@ -1,0 +1,31 @@
+"""Learners of two processes whose blocks run as kernels, through Triton's interpreter: ptd_torch.data_parallel."""
+
+from __future__ import annotations
+
+import interpreter
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from several_devices import same_leaves
+
+import ptd
+from ptd_torch import backend
+
+pytestmark = interpreter.needed
+
+L = 9
+PASSES = ("norm", "gate"), ("norm", "states", "tiles", "end")
+
+
+@pytest.mark.parametrize("parts", PASSES, ids=" ".join)
+def test_kernels_take_moments_and_masks_of_the_whole_batch(parts):
+    """Two steps by parts of 2 and 3 rows, of other lengths: losses, leaves and moments are those of one device."""
+    own = {"norm": "batch", "activation": "half_glu1", "n_layers": 2, "dropout": 0.3, "tie_dropout": False}
+    model = ptd.SequenceModel(ptd.S5(64, 4, bidirectional=False), d_input=1, d_output=2, **own)
+    leaves, rng = model.initialize(np.random.default_rng(0), init="legs"), np.random.default_rng(1)
+    batch = rng.standard_normal((5, L, 1)).astype(np.float32), np.array([0, 1, 1, 0, 1]), np.array([9, 2, 5, 9, 7])
+    rule = ptd.Optimizer(lr=1e-2, total_steps=9)
+    one, two = (backend.on("cpu").learner(model, leaves, rule, 0, fused=parts, devices=n) for n in (1, 2))
+    losses = [[float(learner.step(*batch)) for _ in range(2)] for learner in (one, two)]
+    assert_allclose(losses[1], losses[0], rtol=1e-5)
+    same_leaves(two, one)
