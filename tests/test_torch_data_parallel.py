@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import signal
@@ -89,6 +90,8 @@ def test_processes_agree_on_precision_sets_and_ends():
     assert len(two._sets) == 1
     losses = [learner.train(whole, np.arange(8)[None]) for learner, whole in zip((one, two), placed, strict=True)]
     assert_allclose(*losses, rtol=1e-4)
+    with pytest.raises(RuntimeError, match="KeyError: 2"), two._team.told("train", 2, np.arange(8)[None]):
+        time.sleep(0.1)
 
 
 def test_learner_ends_with_a_process_of_its_own_and_they_end_with_it():
@@ -108,6 +111,68 @@ def test_learner_ends_with_a_process_of_its_own_and_they_end_with_it():
     assert process.poll() == 0
 
 
+def test_learner_goes_on_whatever_befalls_its_processes_and_their_forks(monkeypatch):
+    """Signals to all of a job, an end of a forked process, another default dtype, half a snapshot that cannot be."""
+    (two,) = learners(model(), 2)
+    placed, kept = two.place(*samples(8)), two.snapshot()
+    ((_, process),) = two._team._others
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        process.send_signal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: -1)
+        _, end, arguments, _ = two._team._end.peek()
+        end(*arguments)
+    torch.set_default_dtype(torch.float64)
+    try:
+        first = two.train(placed, np.arange(8)[None])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    changed = {name: value + 1 for name, value in kept.items()} | {"steps": np.array("many")}
+    with pytest.raises(TypeError):
+        two.restore(changed)
+    two.restore(kept)
+    assert (two.train(placed, np.arange(8)[None]) == first).all()
+
+
+def test_restore_changes_all_or_nothing():
+    (one,) = learners(model(), 1)
+    kept = one.snapshot()
+    with pytest.raises(TypeError):
+        one.restore({name: value + 1 for name, value in kept.items()} | {"steps": np.array("many")})
+    assert all((value == kept[name]).all() for name, value in one.snapshot().items())
+
+
+def test_learner_is_at_an_end_once_interrupted(monkeypatch):
+    """Also where this process has done its part: what the others still say is of no later call."""
+    (two,) = learners(model(), 2)
+    monkeypatch.setattr(two._team, "_wait", lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        two.place(*samples(8))
+    with pytest.raises(RuntimeError, match="at an end"):
+        two.place(*samples(8))
+
+
+def test_what_other_processes_cannot_have_is_refused_before_they_start(monkeypatch):
+    class Own(ptd.S5):
+        pass
+
+    monkeypatch.setattr(subprocess, "Popen", None)
+    leaves = model().initialize(np.random.default_rng(0))
+    local = dataclasses.replace(model(), layer=Own(4, 4, bidirectional=True))
+    with pytest.raises(ValueError, match=r"^devices: expected with .* can import, got .*\.Own; define it in a module$"):
+        CPU.learner(local, leaves, RULE, 0, devices=2)
+    monkeypatch.setattr(Own, "__module__", "__main__")
+    with pytest.raises(ValueError, match=r", got __main__\..*Own; define it in a module$"):
+        CPU.learner(local, leaves, RULE, 0, devices=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.distributed, "is_available", lambda: False)
+        with pytest.raises(ValueError, match=r"^devices: expected 1 on cpu, for which this torch has no gloo, got 2$"):
+            learners(model(), 2)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(ValueError, match=r"^devices: expected 1 on Windows, .*, got 2$"):
+        learners(model(), 2)
+
+
 def test_what_fails_on_a_device_is_said_here():
     (two,) = learners(model(), 2)
     said = r"cpu, 2 of 2, failed:\n(.*\n)*AttributeError: .*no_such_method"
@@ -124,7 +189,8 @@ def test_processes_end_with_the_one_they_are_of(tmp_path):
         "with two._team.told('train', 1, np.arange(8, dtype=np.int32)[None]):\n"
         "    print(two._team._others[0][1].pid, flush=True); time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+    own = {"stdout": subprocess.PIPE, "text": True, "env": os.environ | {"TMPDIR": str(tmp_path)}}
+    with subprocess.Popen([sys.executable, "-c", code], **own) as process:
         other = int(process.stdout.readline())
         process.kill()
     until = time.monotonic() + 20

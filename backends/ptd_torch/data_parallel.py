@@ -11,6 +11,7 @@ import dataclasses
 import os
 import pickle
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -25,10 +26,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ptd import checks
+from ptd.model import SequenceModel
+from ptd.optimization import Optimizer
 from ptd.whole_sets import Placed, batches, checked_rows
 
 from .ranks import Ranks
@@ -50,10 +54,11 @@ class DataParallelLearner:
         options: those of TorchLearner.
 
     Raises:
-        ValueError: there are fewer devices.
+        ValueError: there are fewer devices, processes cannot sum over them here, or they cannot import what they need.
     """
 
     def __init__(self, backend: Any, *arguments: Any, devices: int, **options: Any):
+        _check_can_be_sent(backend, *arguments)
         places = _places(backend.torch_device, devices)
         self._sets: dict[tuple[int, ...], int] = {}
         self._count, self._dropped = 0, []
@@ -133,8 +138,20 @@ def _forget(sets: dict, key: tuple[int, ...], dropped: list[int]) -> None:
         dropped.append(sets.pop(key))
 
 
+def _check_can_be_sent(backend: Any, model: SequenceModel, params: Any, optimizer: Optimizer, *rest: Any) -> None:
+    for kind in map(type, (backend, model, model.layer, optimizer)):
+        if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
+            need = "with several devices classes that other processes can import"
+            raise checks.fail("devices", need, f"{kind.__module__}.{kind.__qualname__}", "define it in a module")
+
+
 def _places(device: torch.device, devices: int) -> list[tuple[int, str]]:
     """Rank and device of every process."""
+    sums = {"cpu": "gloo", "cuda": "nccl"}.get(device.type, "sums over processes")
+    if not (torch.distributed.is_available() and torch.distributed.is_backend_available(sums)):
+        raise checks.fail("devices", f"1 on {device.type}, for which this torch has no {sums}", devices)
+    if sys.platform == "win32":
+        raise checks.fail("devices", "1 on Windows, where processes do not take over sockets", devices)
     if device.type != "cuda":
         return [(rank, str(device)) for rank in range(devices)]
     first = torch.cuda.current_device() if device.index is None else device.index
@@ -163,6 +180,10 @@ class _Member:
 # --- this process's side -----------------------------------------------------------------------------------------
 
 
+class _Failed(RuntimeError):
+    """What a further process says of its end."""
+
+
 class _Team:
     """The further processes of a learner: told what to do, and watched; first is the learner of this one."""
 
@@ -173,17 +194,18 @@ class _Team:
         ranks: list[Ranks] = []
         ended = threading.Event()
         # Not a method: it would keep this from being collected.
-        self._end = weakref.finalize(self, _end, self._others, folder, ended, ranks)
+        self._end = weakref.finalize(self, _end, os.getpid(), self._others, folder, ended, ranks)
         meeting = str(Path(folder.name) / "meeting")
-        for member in members[1:]:
-            self._others.append(_started())
-            self._others[-1][0].send_bytes(pickle.dumps((member, meeting)))
-        watch = ([line for line, _ in self._others], self._replies, ranks, ended)
-        threading.Thread(target=_watch, args=watch, daemon=True).start()
-        self._wait()  # all have imported what they need
-        self.first = members[0].learner(meeting)
-        ranks.append(self.first.ranks)
-        self._wait()
+        messages = [pickle.dumps((member, meeting)) for member in members[1:]]
+        with self._together():
+            self._others += [_started() for _ in messages]
+            watch = ([line for line, _ in self._others], self._replies, ranks, ended)
+            threading.Thread(target=_watch, args=watch, daemon=True).start()
+            for (line, _), message in zip(self._others, messages, strict=True):
+                line.send_bytes(message)
+            self._wait()  # all have imported what they need
+            self.first = members[0].learner(meeting)
+            ranks.append(self.first.ranks)
 
     @contextlib.contextmanager
     def told(self, name: str, *rest: Any, dropped: Collection[int] = ()) -> Any:
@@ -195,25 +217,33 @@ class _Team:
         if not self._end.alive:
             raise RuntimeError("this learner is at an end since one of its devices failed: make another, and restore")
         message = pickle.dumps((name, rest, dropped, _products()))
-        try:
+        with self._together():
             for line, _ in self._others:
                 line.send_bytes(message)
             yield
+
+    @contextlib.contextmanager
+    def _together(self) -> Any:
+        """To the end of what the others do too; whatever is raised here or there ends them."""
+        try:
+            yield
+            self._wait()
+        except _Failed:
+            self._end()
+            raise
         except BaseException as error:
             # What the others wait for will not come; if one of them was first, this is what came of it.
             failed = self._failure()
             self._end()
             if failed is None:
                 raise
-            raise RuntimeError(failed) from error
-        self._wait()
+            raise _Failed(failed) from error
 
     def _wait(self) -> None:
         """Until each has said that it is done."""
         for _ in self._others:
             if (failed := self._replies.get()) is not None:
-                self._end()
-                raise RuntimeError(failed)
+                raise _Failed(failed)
 
     def _failure(self) -> str | None:
         """What one of them says has failed, if it does so soon."""
@@ -257,12 +287,15 @@ def _watch(lines: list[Connection], replies: queue.Queue, ranks: list[Ranks], en
 
 
 def _end(
+    owner: int,
     others: list[tuple[Connection, subprocess.Popen]],
     folder: tempfile.TemporaryDirectory,
     ended: threading.Event,
     ranks: list[Ranks],
 ) -> None:
-    """Close the lines, by which processes end."""
+    """Close the lines, by which processes end, but not in a fork of the process whose they are."""
+    if os.getpid() != owner:
+        return
     ended.set()
     for each in ranks:
         each.leave()
@@ -270,13 +303,12 @@ def _end(
         # Closed alone it would stay open as long as another thread waits for it.
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(line.fileno())) as half:
             half.shutdown(socket.SHUT_RDWR)
-    for line, process in others:
+    for _, process in others:
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        line.close()
     folder.cleanup()
 
 
@@ -285,6 +317,8 @@ def _end(
 
 def serve(descriptor: int) -> None:
     """Be one of the further processes until the line is closed."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # some send them to every process of a job
+        signal.signal(number, signal.SIG_IGN)
     line = Connection(descriptor)
     calls: queue.Queue[bytes] = queue.Queue()
     member, meeting = pickle.loads(line.recv_bytes())

@@ -122,7 +122,7 @@ class TorchLearner:
         host = checked_rows("order", order, placed)
         part = self.ranks.part(host.shape[1])
         rows = torch.as_tensor(host[:, part.rows], device=self.torch_device).long()
-        losses = torch.zeros(len(rows), device=self.torch_device)
+        losses = torch.zeros(len(rows), dtype=torch.float32, device=self.torch_device)
         for k, index in enumerate(rows):
             losses[k] = self._run(self._indexed, placed, index, part)
         return self.ranks.total(losses).cpu().numpy()
@@ -149,9 +149,10 @@ class TorchLearner:
         """See ptd.contract.Learner."""
         state = self._state()
         checks.shapes("this learner", snapshot, {name: tuple(value.shape) for name, value in state.items()})
+        found = {name: torch.as_tensor(np.asarray(snapshot[name])) for name in state}  # all, or nothing changes
         with torch.no_grad():
             for name, value in state.items():
-                value.copy_(torch.as_tensor(np.asarray(snapshot[name])))
+                value.copy_(found[name])
 
     def share_state(self) -> None:
         """Take over the state of the first process."""
