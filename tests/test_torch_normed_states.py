@@ -18,7 +18,7 @@ from ptd.optimization import Optimizer
 from ptd_torch import backend, kernels, states
 from ptd_torch.norm import Normed, batch_normalized
 from ptd_torch.program import Program
-from ptd_torch.ranks import ALONE
+from ptd_torch.ranks import ALONE, Ranks
 
 pytestmark = interpreter.needed
 
@@ -120,6 +120,37 @@ def test_training_steps_by_it_are_those_of_array_code(prenorm, monkeypatch):
     plain, own = losses.values()
     assert plain[0] - plain[-1] > 0.01
     assert_close(own, plain, rtol=1e-4, atol=0)
+
+
+class Twice(Ranks):
+    """This process and one with the same rows."""
+
+    def __init__(self):
+        self.rank, self.size = 0, 2
+
+    def total(self, x):
+        return x.mul_(2)
+
+    def gathered(self, x):
+        return torch.stack([x, x])
+
+
+def test_gradient_of_the_norm_is_that_of_the_rows_of_all_processes(monkeypatch):
+    """With those of another process that has the same, against the gradients of both here."""
+    x, u, dy, moments, states = draws((2, 8, H), (2, 8, H), (2, 8, H), (2, H), (2, 8, 1, 2, M))
+    scale, bias, skip, a, into, out = draws((H,), (H,), (H,), (2, M), (2 * M, H), (H, 2 * M))
+    a, moments = 0.5 * a, moments.abs()
+
+    def adjoint(rows, lengths):
+        v = [torch.cat([each] * rows) for each in (dy, states, u, x)]
+        how = (scale, bias, moments, torch.tensor(lengths), a, into, out, skip, True)
+        return operators.normed_states_form_adjoint(*v, *how)[-1]
+
+    expected = adjoint(2, [8, 3, 8, 3])
+    with Twice().current():
+        found = adjoint(1, [8, 3])
+    assert_close(found[3:5], expected[3:5], rtol=1e-4, atol=1e-5)
+    assert_close(2 * found[[0, 1, 5]], expected[[0, 1, 5]], rtol=1e-4, atol=1e-4)
 
 
 def test_layer_whose_input_has_noise_too_does_not_take_over_the_gradient_of_the_norm(monkeypatch):
