@@ -122,35 +122,31 @@ def test_training_steps_by_it_are_those_of_array_code(prenorm, monkeypatch):
     assert_close(own, plain, rtol=1e-4, atol=0)
 
 
-class Twice(Ranks):
-    """This process and one with the same rows."""
+class Beside(Ranks):
+    """This process, and another that adds what it has to a sum."""
 
-    def __init__(self):
-        self.rank, self.size = 0, 2
+    def __init__(self, other: torch.Tensor):
+        self.rank, self.size, self._other = 0, 2, other
 
     def total(self, x):
-        return x.mul_(2)
-
-    def gathered(self, x):
-        return torch.stack([x, x])
+        return x.add_(self._other)
 
 
-def test_gradient_of_the_norm_is_that_of_the_rows_of_all_processes(monkeypatch):
-    """With those of another process that has the same, against the gradients of both here."""
-    x, u, dy, moments, states = draws((2, 8, H), (2, 8, H), (2, 8, H), (2, H), (2, 8, 1, 2, M))
-    scale, bias, skip, a, into, out = draws((H,), (H,), (H,), (2, M), (2 * M, H), (H, 2 * M))
-    a, moments = 0.5 * a, moments.abs()
+def test_gradient_of_the_norm_is_that_of_the_rows_of_all_processes():
+    """Rows of two and their lengths, 11 samples here and 13 there, against all in one."""
+    x, u, dy, held = draws((4, 8, H), (4, 8, H), (4, 8, H), (4, 8, 1, 2, M))
+    scale, bias, skip, a, into, out, found = draws((H,), (H,), (H,), (2, M), (2 * M, H), (H, 2 * M), (2, H))
+    how, lengths = (scale, bias, found.abs() + 1), torch.tensor([8, 3, 6, 7])
 
-    def adjoint(rows, lengths):
-        v = [torch.cat([each] * rows) for each in (dy, states, u, x)]
-        how = (scale, bias, moments, torch.tensor(lengths), a, into, out, skip, True)
-        return operators.normed_states_form_adjoint(*v, *how)[-1]
+    def means(rows):
+        own = (v[rows] for v in (dy, held, u, x))
+        return operators.normed_states_form_adjoint(*own, *how, lengths[rows], a / 2, into, out, skip, True)[-1][3:5]
 
-    expected = adjoint(2, [8, 3, 8, 3])
-    with Twice().current():
-        found = adjoint(1, [8, 3])
-    assert_close(found[3:5], expected[3:5], rtol=1e-4, atol=1e-5)
-    assert_close(2 * found[[0, 1, 5]], expected[[0, 1, 5]], rtol=1e-4, atol=1e-4)
+    here, there = slice(0, 2), slice(2, 4)
+    other = torch.cat([13 * means(there).reshape(-1), torch.tensor([13.0])])
+    expected = means(slice(0, 4))
+    with Beside(other).current():
+        assert_close(means(here), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_layer_whose_input_has_noise_too_does_not_take_over_the_gradient_of_the_norm(monkeypatch):
