@@ -72,7 +72,7 @@ def test_run_on_two_devices_is_that_of_one(tmp_path):
 
 
 def test_processes_agree_on_precision_sets_and_ends():
-    """Autocast is theirs too; what is freed here is freed there; a batch too small is refused, and costs nothing."""
+    """Autocast is theirs too; what is freed here is freed there; bad batches are refused, and cost nothing."""
     one, two = learners(model(), 1, 2)
     data = samples(12)
     placed = [learner.place(*data) for learner in (one, two)]
@@ -83,6 +83,8 @@ def test_processes_agree_on_precision_sets_and_ends():
         two.train(placed[1], np.arange(3)[:, None])
     with pytest.raises(ValueError, match=r"^order: expected row numbers"):
         two.train(placed[1], np.array([[3, 99]]))
+    with pytest.raises(ValueError, match=r"^inputs: expected shape \(\.\.\., L, 1\) from d_input, got \(12, 16, 0\)"):
+        two.step(data[0][..., :0], data[1])
     another = two.place(*data)
     assert len(two._sets) == 2
     del another

@@ -325,6 +325,8 @@ def serve(descriptor: int) -> None:
     threading.Thread(target=_listen, args=(line, calls), daemon=True).start()
     if member.backend.torch_device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // member.size))
+    else:
+        torch.cuda.set_device(member.backend.torch_device)  # the first would hold a context for each process
     try:
         line.send(None)
         learner, sets = member.learner(meeting), {}

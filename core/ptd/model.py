@@ -333,20 +333,22 @@ class SequenceModel:
         return _linear(_Scope(params, ""), "decoder", x[..., 0, :]), new
 
     def check_samples(self, inputs: Array, targets: Array, lengths: Any = None) -> None:
-        """Raise ValueError where host values are none of this model's: tokens, class numbers, valid lengths.
+        """Raise ValueError where samples are none of this model's: shapes, tokens, class numbers, valid lengths.
 
         Args:
             inputs: samples (N, ...) as a learner's place takes them.
             targets: class numbers or real targets.
             lengths: valid lengths, or None.
         """
+        pixels = self.encoder == "linear" and self.d_input == 1 and checks.is_integral(inputs)
+        shape = (*np.shape(inputs), 1) if pixels else np.shape(inputs)
+        self._check_shape("inputs", shape)
         if self.encoder == "embedding":
             checks.numbers_below("inputs", inputs, self.d_input, "tokens", "d_input")
         if checks.is_integral(targets):
             checks.numbers_below("targets", targets, self.d_output, "class numbers", "d_output")
-        one_axis = self.encoder == "embedding" or (self.d_input == 1 and checks.is_integral(inputs))
-        if lengths is not None and len(np.shape(inputs)) > 1:
-            checks.lengths(lengths, np.shape(inputs)[-1 if one_axis else -2])
+        if lengths is not None:
+            checks.lengths(lengths, shape[-self._input_axes])
 
     # --- parts -------------------------------------------------------------------------------------------------
 
@@ -364,15 +366,19 @@ class SequenceModel:
         checks.array("u", u)
         if self.input is not None and self._is_raw(u):
             u = self.input(u, params["encoder.weight"].dtype, self.d_input)
-        self._check_input(params, u)
-        if self.pair and (u.ndim <= self._input_axes or u.shape[-1 - self._input_axes] != 2):
-            raise checks.fail("u", "shape (..., 2, L) or (..., 2, L, d_input): pairs", tuple(u.shape))
+        self._check_shape("u", tuple(u.shape))
+        self._check_dtype(params, u)
         return u
 
-    def _check_input(self, params: Parameters, u: Array) -> None:
-        if u.ndim < self._input_axes or (self._input_axes == 2 and u.shape[-1] != self.d_input):
-            wanted = "(..., L) of tokens" if self._input_axes == 1 else f"(..., L, {self.d_input}) from d_input"
-            raise checks.fail("u", f"shape {wanted}", tuple(u.shape))
+    def _check_shape(self, argument: str, shape: tuple[int, ...]) -> None:
+        axes = self._input_axes
+        if len(shape) < axes or (axes == 2 and shape[-1] != self.d_input):
+            wanted = "(..., L) of tokens" if axes == 1 else f"(..., L, {self.d_input}) from d_input"
+            raise checks.fail(argument, f"shape {wanted}", shape)
+        if self.pair and (len(shape) <= axes or shape[-1 - axes] != 2):
+            raise checks.fail(argument, "shape (..., 2, L) or (..., 2, L, d_input): pairs", shape)
+
+    def _check_dtype(self, params: Parameters, u: Array) -> None:
         dtype = params["encoder.weight"].dtype
         if self.encoder == "embedding":
             if not namespace(params["encoder.weight"]).isdtype(u.dtype, "integral"):
