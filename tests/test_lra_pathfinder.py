@@ -28,18 +28,22 @@ def large():
 def test_pathfinder_looks_like_the_original(small):
     """600 original images: mean 22.7, deviation 52.8, share above 64 .1415, above 128 .0898, mass 91.0 +- 11.2.
 
-    Of their distractors 2.7 are placed; the deviation of the mass is nearly that of their number.
+    Of their 10 distractors 2.7 are placed, and the long snakes start over about 250 times.
     """
     images = small[0].astype(float)
     assert (images.mean(), images.std()) == (pytest.approx(22.7, abs=0.4), pytest.approx(52.8, abs=0.5))
     assert (images > 64).mean() == pytest.approx(0.1415, abs=0.006)
     assert (images > 128).mean() == pytest.approx(0.0898, abs=0.003)
-    assert small[2][:, 1].mean() == pytest.approx(2.7, abs=0.2)
+    restarts, placed = small[2].mean(0)
+    assert (restarts, placed) == (pytest.approx(250, abs=50), pytest.approx(2.7, abs=0.2))
     assert images.sum(1).std() / 255 == pytest.approx(11.2, abs=1.2)
 
 
 def test_path_x_looks_like_the_release(large):
-    """8 released images: mass 605.6 +- 19, share above 64 .0519, mean 9.43, deviation 36.12; 14 of 17 distractors."""
+    """8 released images: mass 605.6 +- 19, share above 64 .0519, mean 9.43, deviation 36.12.
+
+    24 original ones: 14.1 of 17 distractors placed.
+    """
     images = large[0].astype(float)
     assert images.sum(1).mean() / 255 == pytest.approx(605.6, abs=3 * 19)
     assert (images > 64).mean() == pytest.approx(0.0519, abs=0.003)
@@ -73,7 +77,10 @@ def test_image_depends_on_seed_and_index_alone(style):
 
 
 def test_label_says_whether_a_snake_joins_the_disks():
-    """Without distractors: both disks on one chain of dashes, or on one each, wherever the snakes keep apart."""
+    """Without distractors: both disks on one chain of dashes, or on one each, where two chains are seen.
+
+    Now and then these are both snakes, grown into each other, and a piece of one.
+    """
     images, labels, _ = Generator(dataclasses.replace(LARGE, distractors=0), seed=1).images(0, 60)
     agreed, told = [], 0
     for image, label in zip(images, labels, strict=True):
@@ -83,8 +90,16 @@ def test_label_says_whether_a_snake_joins_the_disks():
             first, second = (chains[places == i][0] for i in (1, 2))
             agreed.append((first == second) == bool(label))
             told += 1
-    assert told >= 5
-    assert np.mean(agreed) == 1
+    assert told >= 15
+    assert np.mean(agreed) > 0.9
+
+
+@pytest.mark.parametrize(("style", "margin", "none"), [(SMALL, 1, 299), (LARGE, 2, 0), (LARGE, 3, 0)])
+def test_first_dashes_begin_in_some_directions_only(style, margin, none):
+    """Where a dash could lie outside the image altogether, none does, wherever; long snakes begin in the middle."""
+    t = tables(style, margin)
+    assert (np.diff(t.reach) == 0).sum() == (np.diff(t.starts) == 0).sum() == none
+    assert np.abs(t.open - style.side / 2).max() < style.side / 2 - 2 * style.seed_distance + style.dash + margin
 
 
 def test_turns_are_bounded_by_continuity():

@@ -107,7 +107,7 @@ def _draw(order: Order, task: str, side: int) -> Path:
     from .pathfinder_tables import STYLES
 
     count = order.samples or 200_000
-    made_from, sizes = {"generator": f"{task} 1", "seed": order.seed, "samples": count}, _sizes(count, 0.8, 0.1)
+    made_from, sizes = {"generator": f"{task} 2", "seed": order.seed, "samples": count}, _sizes(count, 0.8, 0.1)
     if found := order.there(task, made_from):
         return found
     generator, draft = Generator(STYLES[task], order.seed), store.Draft(order.base, task, made_from)

@@ -44,7 +44,7 @@ class Generator:
         pixels = np.empty((count, style.side, style.side), np.uint8)
         labels, took = np.empty(count, np.uint8), np.empty((count, 2), np.int64)
         counts = np.array([style.dashes, style.distractor_dashes, style.distractors, style.border], np.int64)
-        levels = (style.contrast, style.distractor_contrast, style.chance)
+        levels = (style.contrast, style.distractor_contrast)
         _images(self._tables, counts, levels, self.seed, first, pixels, labels, took)
         return pixels.reshape(count, style.side**2), labels, took
 
@@ -71,7 +71,7 @@ def _images(both, counts, levels, seed, first, pixels, labels, took):
         while not _long_snakes(state, t, counts, levels[0], image, mask, snakes, tails):
             took[k, 0] += 1
         for _ in range(counts[2]):
-            for _ in range(5 if randomness.uniform(state) < levels[2] else 0):
+            for _ in range(5):
                 image_before[:], mask_before[:] = image, mask
                 if _distractor(state, t, counts[1], levels[1], image, mask, distractor):
                     took[k, 1] += 1
@@ -153,7 +153,8 @@ def _extend(state, t, contrast, image, mask, snake):
     for j in range(n):
         y, x = y0 + t.candidates[j, 0], x0 + t.candidates[j, 1]
         if 0 <= y < side and 0 <= x < side and t.weights[last, j] > 0:
-            chance[j] = max(0.0, 1.0 - _highest(mask, t.near, y, x)) * t.weights[last, j]
+            # Below 0 where masks overshoot 1; the sum may be, too.
+            chance[j] = (1.0 - _highest(mask, t.near, y, x)) * t.weights[last, j]
             total += chance[j]
     if total < 1e-4:
         return False
@@ -200,6 +201,8 @@ def _free_tail(state, t, mask, snake):
 @njit(cache=True, nogil=True)
 def _free_pixel(state, t, mask, a):
     """A pixel, uniform over those from which a first dash in direction a touches nothing; -1 if there is none."""
+    if t.reach[a] == t.reach[a + 1]:
+        return -1
     side = mask.shape[0]
     for _ in range(_GUESSES):
         place = randomness.below(state, side * side)
