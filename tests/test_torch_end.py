@@ -51,7 +51,8 @@ def ends(
 ) -> list[list[torch.Tensor]]:
     """Output, moments and gradients by y, x, weight and bias of a block's end, by array code and by the operator."""
     H = each.layer.d_model
-    y, x, upstream, weight, bias = draws(0, *[(*shape, H)] * 3, (H, H), (H,))
+    wide = 2 * H if each.activation == "full_glu" else H
+    y, x, upstream, weight, bias = draws(0, *[(*shape, H)] * 3, (wide, H), (wide,))
     results = []
     for run in (plain_end, fused_end):
         leaves = [y.to(dtype), x.to(dtype), weight / H**0.5, bias]
@@ -65,7 +66,9 @@ def ends(
 
 def plain_end(each, training, leaves, lengths):
     y, x, weight, bias = leaves
-    out = each.finish({"gate.weight": weight, "gate.bias": bias}, y, x, training)
+    H = y.shape[-1]
+    named = {"value.weight": weight[:-H], "value.bias": bias[:-H], "gate.weight": weight[-H:], "gate.bias": bias[-H:]}
+    out = each.finish(named, y, x, training)
     return out, core.moments(out.detach().float(), lengths)
 
 
@@ -81,6 +84,8 @@ CASES = [
     (model("half_glu2", 192, 0.3, tied=True), EVEN),
     (model("half_glu2", 64, 0.3), ODD),
     (model("half_glu1", 64, 0.3, tied=True), ODD),
+    (model("full_glu", 128, 0.3, tied=True), EVEN),
+    (model("full_glu", 64, 0.3), ODD),
 ]
 NAMED = pytest.mark.parametrize(
     ("each", "shape"), CASES, ids=lambda v: f"{v.activation}-{v.layer.d_model}" if isinstance(v, SequenceModel) else ""
@@ -111,7 +116,7 @@ def test_gelu_and_its_slope_are_cores_and_its_derivative():
     exact = y.double().requires_grad_()
     expected = core.gelu(exact)
     (slope,) = torch.autograd.grad(expected.sum(), exact)
-    options = (None, None, 0.0, False, False)
+    options = (None, None, 0.0, False, "half_glu1")
     zero, none = torch.zeros(64), torch.zeros_like(y)
     _, _, found, _ = triton_end.forward(y, none, torch.eye(64), zero, None, *options, moments=False)
     # Without a weight, of dg = 1/2: the gate is open by half everywhere.
@@ -134,14 +139,14 @@ def test_operator_passes_torchs_own_checks():
     y, x, weight, bias = (v.requires_grad_() for v in draws(0, (2, 20, 64), (2, 20, 64), (64, 64), (64,)))
     torch.library.opcheck(
         block_end,
-        (y, x, weight, bias, torch.tensor(3), torch.tensor(4), None, 0.5, False, True, True),
+        (y, x, weight, bias, torch.tensor(3), torch.tensor(4), None, 0.5, False, "half_glu2", True),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
 
 
 def test_no_rows_have_no_moments_to_speak_of_and_no_gradients():
     y, weight, bias = (v.requires_grad_() for v in (torch.zeros(0, 5, 64), torch.ones(64, 64), torch.zeros(64)))
-    out, moments, _, _ = block_end(y, y.detach(), weight, bias, None, None, None, 0.0, False, True, True)
+    out, moments, _, _ = block_end(y, y.detach(), weight, bias, None, None, None, 0.0, False, "half_glu2", True)
     assert out.shape == y.shape
     assert torch.equal(moments, torch.zeros(2, 64))
     for grad, leaf in zip(torch.autograd.grad(out.sum(), (y, weight, bias)), (y, weight, bias), strict=True):

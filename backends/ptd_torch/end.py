@@ -11,62 +11,63 @@ from torch import Tensor
 @torch.library.custom_op("ptd::block_end", mutates_args=())
 def block_end(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, first: Tensor | None, second: Tensor | None,
-    lengths: Tensor | None, rate: float, tied: bool, keeps_y: bool, moments: bool,
+    lengths: Tensor | None, rate: float, tied: bool, activation: str, moments: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """x + drop(keep sigmoid(g weight^T + bias)) with g = drop(gelu(y)); see ptd.model.SequenceModel.finish.
 
     Args:
         y, x: (..., L, H), of one dtype, float32 or bfloat16; H a multiple of 64.
-        weight: (H, H), of that dtype.
-        bias: float32 (H,).
+        weight: (H, H), of that dtype; full_glu's (2 H, H), the rows of keep before those of the gate.
+        bias: float32, one for each row of weight.
         first, second: keys of the two dropouts, ptd_torch.dropout.Dropout.key; None for no dropout.
         lengths: integer (...), valid lengths, for the moments; or None.
         rate, tied: of the dropouts; tied over time or not.
-        keeps_y: whether y is what the gate keeps (half_glu2), else g (half_glu1).
+        activation: "half_glu1", whose gate keeps g, "half_glu2", which keeps y, or "full_glu", which keeps
+            g value^T + its bias.
         moments: whether these are wanted; else they are not set.
 
     Returns:
         out (..., L, H); its mean and variance over batch and valid time (2, H), float32, through which nothing
-        differentiates; and, for the gradient, g and the product z (..., L, H).
+        differentiates; and, for the gradient, g (..., L, H) and the product z, as wide as bias.
     """
     from . import triton_end
 
     y, x, weight, bias, lengths = (None if v is None else v.contiguous() for v in (y, x, weight, bias, lengths))
-    return triton_end.forward(y, x, weight, bias, first, second, lengths, rate, tied, keeps_y, moments)
+    return triton_end.forward(y, x, weight, bias, first, second, lengths, rate, tied, activation, moments)
 
 
 @block_end.register_fake
 def _(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, first: Tensor | None, second: Tensor | None,
-    lengths: Tensor | None, rate: float, tied: bool, keeps_y: bool, moments: bool,
+    lengths: Tensor | None, rate: float, tied: bool, activation: str, moments: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return y.new_empty(y.shape), bias.new_empty((2, len(bias))), y.new_empty(y.shape), y.new_empty(y.shape)
+    z = y.new_empty((*y.shape[:-1], len(bias)))
+    return y.new_empty(y.shape), bias.new_empty((2, y.shape[-1])), y.new_empty(y.shape), z
 
 
 @torch.library.custom_op("ptd::block_end_adjoint", mutates_args=())
 def block_end_adjoint(
     dout: Tensor, y: Tensor, g: Tensor, z: Tensor, transposed: Tensor, bias: Tensor, first: Tensor | None,
-    second: Tensor | None, rate: float, tied: bool, keeps_y: bool,
+    second: Tensor | None, rate: float, tied: bool, activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of block_end by y, weight and bias, from weight^T in memory; that by x is dout itself."""
     from . import triton_end
 
     dout, y, transposed, bias = (v.contiguous() for v in (dout, y, transposed, bias))
-    dy, dz, dbias = triton_end.backward(dout, y, z, transposed, bias, first, second, rate, tied, keeps_y)
-    H = z.shape[-1]
-    return dy, dz.view(-1, H).t() @ g.view(-1, H), dbias
+    dy, dz, dbias = triton_end.backward(dout, y, z, transposed, bias, first, second, rate, tied, activation)
+    return dy, dz.view(-1, len(bias)).t() @ g.view(-1, g.shape[-1]), dbias
 
 
 @block_end_adjoint.register_fake
 def _(
     dout: Tensor, y: Tensor, g: Tensor, z: Tensor, transposed: Tensor, bias: Tensor, first: Tensor | None,
-    second: Tensor | None, rate: float, tied: bool, keeps_y: bool,
+    second: Tensor | None, rate: float, tied: bool, activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return z.new_empty(z.shape), z.new_empty(transposed.shape), bias.new_empty(bias.shape)
+    return y.new_empty(y.shape), z.new_empty(transposed.shape[::-1]), bias.new_empty(bias.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    y, _, weight, bias, first, second, _, ctx.rate, ctx.tied, ctx.keeps_y, _ = inputs
+    y, _, weight, bias, first, second, _, ctx.rate, ctx.tied, ctx.activation, _ = inputs
     ctx.save_for_backward(y, *output[2:], weight, bias, first, second)
     ctx.set_materialize_grads(False)
 
@@ -77,7 +78,7 @@ def _backward(ctx: Any, dout: Tensor | None, *_: Any) -> tuple:
     y, g, z, weight, *rest = ctx.saved_tensors
     # TF32 products read both factors along the inner dimension.
     transposed = weight.t().contiguous()
-    call = (ctx.rate, ctx.tied, ctx.keeps_y)
+    call = (ctx.rate, ctx.tied, ctx.activation)
     dy, dweight, dbias = block_end_adjoint(dout.to(z.dtype), y, g, z, transposed, *rest, *call)
     return dy, dout, dweight, dbias, *(None,) * 7
 

@@ -20,15 +20,15 @@ from .scan import kernel_path
 
 #: What may run as kernels: S5's chunked form as one operator, its chunks of one sample as another in place of that, the
 #: recurrence of either tile by tile, the batch norm's sums and moments, the gated sum, in place of that all from the
-#: layer's output on; before the blocks, the embedding of tokens.
-PARTS = ("chunks", "states", "tiles", "norm", "gate", "end", "embedding")
+#: layer's output on, of half_glu or of full_glu; before the blocks, the embedding of tokens.
+PARTS = ("chunks", "states", "tiles", "norm", "gate", "end", "full_end", "embedding")
 
 #: The widest H up to which each part is faster than the array code as compiled, by the dtype of activations. This is
 #: the one place that decides; 0 turns a part off. Measured on an H200, tiles and embedding only together with the rest,
-#: norm by itself only for ListOps.
+#: norm by itself only for ListOps, full_end not yet.
 WIDEST = {
-    torch.float32: dict.fromkeys(PARTS, 512) | {"end": 256},
-    torch.bfloat16: dict.fromkeys(PARTS, 512) | {"end": 256},
+    torch.float32: dict.fromkeys(PARTS, 512) | {"end": 256, "full_end": 0},
+    torch.bfloat16: dict.fromkeys(PARTS, 512) | {"end": 256, "full_end": 0},
 }
 
 #: Widths are a multiple of this: tiles are not masked over features.
@@ -43,6 +43,10 @@ NEEDS: dict[str, tuple[str, Callable[[SequenceModel], bool]]] = {
     "end": (
         "residual blocks that end in half_glu1 or half_glu2",
         lambda model: model.residual and model.activation in ("half_glu1", "half_glu2"),
+    ),
+    "full_end": (
+        "residual blocks that end in full_glu",
+        lambda model: model.residual and model.activation == "full_glu",
     ),
     "embedding": ("encoder='embedding'", lambda model: model.encoder == "embedding"),
 }
@@ -117,7 +121,7 @@ class Passes:
             named["batch_norm"] = self.batch_norm
         if "gate" in fused:
             named["gated_sum"] = functools.partial(self.gated_sum, moments="norm" in fused)
-        if "end" in fused:
+        if not {"end", "full_end"}.isdisjoint(fused):
             named["end"] = functools.partial(self.end, moments="norm" in fused)
         return named
 
@@ -144,7 +148,7 @@ class Passes:
         model = self._model
         key = functools.partial(self._training.dropout.key, y.shape, model.tie_dropout)
         keys = [key() if model.dropout else None for _ in ("gelu", "gate")]
-        how = (self._lengths, model.dropout, model.tie_dropout, model.activation == "half_glu2", moments)
+        how = (self._lengths, model.dropout, model.tie_dropout, model.activation, moments)
         out, found, _, _ = block_end(y, x, weight.to(y.dtype), bias, *keys, *how)
         if moments:
             self.found = found.detach()

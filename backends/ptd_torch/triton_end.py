@@ -2,6 +2,8 @@
 
     g = drop(gelu(y)),  z = g W^T,  out = x + drop(keep sigmoid(z + b))
 
+where full_glu's keep is a product as well, g V^T + a; its columns come before those of the gate in z, bias and weight.
+
 A program owns some rows at their whole width. First it writes what its product multiplies (g, or dz of the gradient);
 then it multiplies that, read again from the cache, and does what stands beside the product in its epilogue. So factors
 of products lie in memory, each along the inner dimension, and yet most of what is read again comes out of the cache.
@@ -20,7 +22,7 @@ from torch import Tensor
 from . import triton_columns
 from .triton_columns import valid_rows
 from .triton_gate import dropped, masks, sigmoid, thresholds
-from .triton_products import accumulated, precision
+from .triton_products import accumulated, accumulated_both, precision
 
 #: By dtype: rows of a program, outputs of a tile of its product, inner elements a step, warps, stages, and registers of
 #: a thread, few enough that two programs share a multiprocessor: one multiplies while the other reads and writes. A
@@ -28,6 +30,8 @@ from .triton_products import accumulated, precision
 TILE = {torch.float32: (64, 128, 32, 8, 3, 128), torch.bfloat16: (128, 128, 64, 8, 3, 128)}
 #: Features of a tile of the first phase, and how many tiles it has at once.
 FEATURES, STAGES = 64, 1
+#: What the gate of an activation keeps.
+KEEPS = {"half_glu1": "g", "half_glu2": "y", "full_glu": "product"}
 #: What is read for the last time, or written and not read here again, leaves the cache to what is.
 ONCE = tl.constexpr("evict_first")
 #: sqrt(8/pi) and the cubic factor of gelu (ptd.model.gelu): 0.5 (1 + tanh(v)) = sigmoid(2 v).
@@ -62,7 +66,7 @@ def _tile_of(tile, R, columns, WHOLE: tl.constexpr, H: tl.constexpr, BM: tl.cons
 @triton.jit
 def _end(
     y, x, weight, bias, first, second, lengths, g, z, out, means, squares, counts, R, L, threshold, scale,
-    DROPOUT: tl.constexpr, KEEPS_Y: tl.constexpr, MOMENTS: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    DROPOUT: tl.constexpr, KEEPS: tl.constexpr, MOMENTS: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
     H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
@@ -73,16 +77,30 @@ def _end(
         t = dropped(t, rows, tile * BM, columns, first, threshold, scale, H, L, DROPOUT)
         tl.store(g + start + here, t.to(g.dtype.element_ty), mask=live)
     tl.debug_barrier()  # the product reads what other threads of this program wrote
-    keep = y if KEEPS_Y else g
+    keep = y if KEEPS == "y" else g
     for n0 in range(0, H, BN):
         columns = n0 + tl.arange(0, BN)
         rows, start, live, here = _tile_of(tile, R, columns, WHOLE, H, BM)
         total = tl.zeros((BM, BN), tl.float32)
-        total = accumulated(g + start, weight, tl.arange(0, BM), columns, live, total, H, PRECISION, BK)
-        kept = total.to(z.dtype.element_ty)
-        tl.store(z + start + here, kept, mask=live, eviction_policy=ONCE)
-        gate = sigmoid(kept.to(tl.float32) + tl.load(bias + columns)[None, :])
-        t = tl.load(keep + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32) * gate
+        if KEEPS == "product":
+            value = tl.zeros((BM, BN), tl.float32)
+            local = tl.arange(0, BM)
+            value, total = accumulated_both(
+                g + start, weight, weight + H * H, local, columns, live, value, total, H, PRECISION, BK
+            )
+            _, z_start, _, there = _tile_of(tile, R, columns, WHOLE, 2 * H, BM)
+            value = value.to(z.dtype.element_ty)
+            kept = total.to(z.dtype.element_ty)
+            tl.store(z + z_start + there, value, mask=live, eviction_policy=ONCE)
+            tl.store(z + z_start + there + H, kept, mask=live, eviction_policy=ONCE)
+            t = value.to(tl.float32) + tl.load(bias + columns)[None, :]
+            t *= sigmoid(kept.to(tl.float32) + tl.load(bias + H + columns)[None, :])
+        else:
+            total = accumulated(g + start, weight, tl.arange(0, BM), columns, live, total, H, PRECISION, BK)
+            kept = total.to(z.dtype.element_ty)
+            tl.store(z + start + here, kept, mask=live, eviction_policy=ONCE)
+            gate = sigmoid(kept.to(tl.float32) + tl.load(bias + columns)[None, :])
+            t = tl.load(keep + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32) * gate
         t = dropped(t, rows, tile * BM, columns, second, threshold, scale, H, L, DROPOUT)
         t += tl.load(x + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32)
         t = t.to(out.dtype.element_ty)
@@ -106,44 +124,55 @@ def _end(
 @triton.jit
 def _end_gradient(
     dout, y, z, transposed, bias, first, second, dz, dy, sums, R, L, threshold, scale,
-    DROPOUT: tl.constexpr, KEEPS_Y: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    DROPOUT: tl.constexpr, KEEPS: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
     H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """First dz, its sums over rows, and the gradient of keep, in the room of dy; then dy = gelu'(y) drop(dz W), to
-    which the gradient of keep is added before or after gelu' and drop, as keep is g or y."""
+    which the gradient of keep is added before or after gelu' and drop, as keep is g or y; a product's is part of dz."""
     tile = tl.program_id(0)
+    width: tl.constexpr = 2 * H if KEEPS == "product" else H
     for c0 in tl.range(0, H, BC, num_stages=STAGES):
         columns = c0 + tl.arange(0, BC)
         rows, start, live, here = _tile_of(tile, R, columns, WHOLE, H, BM)
+        _, z_start, _, there = _tile_of(tile, R, columns, WHOLE, width, BM)
+        gate = z_start + there + (width - H)
         d = tl.load(dout + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32)
-        k = tl.load(y + start + here, mask=live, other=0.0).to(tl.float32)
-        s = tl.load(z + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32)
-        s = sigmoid(s + tl.load(bias + columns)[None, :])
+        s = tl.load(z + gate, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32)
+        s = sigmoid(s + tl.load(bias + (width - H) + columns)[None, :])
         d = dropped(d, rows, tile * BM, columns, second, threshold, scale, H, L, DROPOUT) * s
-        tl.store(dy + start + here, d.to(dy.dtype.element_ty), mask=live)
-        if not KEEPS_Y:
-            k = dropped(gelu(k), rows, tile * BM, columns, first, threshold, scale, H, L, DROPOUT)
-            k = k.to(y.dtype.element_ty).to(tl.float32)  # g as it was stored
+        if KEEPS == "product":
+            k = tl.load(z + z_start + there, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32)
+            k += tl.load(bias + columns)[None, :]
+            tl.store(dz + z_start + there, d.to(dz.dtype.element_ty), mask=live)
+            tl.store(sums + tile * width + columns, tl.sum(d, 0))
+        else:
+            k = tl.load(y + start + here, mask=live, other=0.0).to(tl.float32)
+            tl.store(dy + start + here, d.to(dy.dtype.element_ty), mask=live)
+            if KEEPS == "g":
+                k = dropped(gelu(k), rows, tile * BM, columns, first, threshold, scale, H, L, DROPOUT)
+                k = k.to(y.dtype.element_ty).to(tl.float32)  # g as it was stored
         d *= k * (1.0 - s)
-        tl.store(dz + start + here, d.to(dz.dtype.element_ty), mask=live)
-        tl.store(sums + tile * H + columns, tl.sum(d, 0))
+        tl.store(dz + gate, d.to(dz.dtype.element_ty), mask=live)
+        tl.store(sums + tile * width + (width - H) + columns, tl.sum(d, 0))
     tl.debug_barrier()  # the product reads what other threads of this program wrote
     for n0 in range(0, H, BN):
         columns = n0 + tl.arange(0, BN)
         rows, start, live, here = _tile_of(tile, R, columns, WHOLE, H, BM)
         d = tl.zeros((BM, BN), tl.float32)
-        d = accumulated(dz + start, transposed, tl.arange(0, BM), columns, live, d, H, PRECISION, BK)
+        own = dz + tl.cast(tile, tl.int64) * (BM * width)
+        d = accumulated(own, transposed, tl.arange(0, BM), columns, live, d, width, PRECISION, BK)
         d = d.to(dy.dtype.element_ty)
         # Stores nothing, but for it the compiler (3.6) keeps the product's layout and moves all that follows into it.
         tl.store(dy + start + here, d, mask=live & (rows < 0)[:, None])
         d = d.to(tl.float32)
-        # Of the same pointers as the store below, so that each thread has read what it overwrites.
-        beside = tl.load(dy + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32)
-        if not KEEPS_Y:
+        if KEEPS != "product":
+            # Of the same pointers as the store below, so that each thread has read what it overwrites.
+            beside = tl.load(dy + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32)
+        if KEEPS == "g":
             d += beside
         d = dropped(d, rows, tile * BM, columns, first, threshold, scale, H, L, DROPOUT)
         d *= gelu_slope(tl.load(y + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32))
-        if KEEPS_Y:
+        if KEEPS == "y":
             d += beside
         tl.store(dy + start + here, d.to(dy.dtype.element_ty), mask=live, eviction_policy=ONCE)
 
@@ -153,43 +182,46 @@ def _end_gradient(
 
 def forward(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, first: Tensor | None, second: Tensor | None,
-    lengths: Tensor | None, rate: float, tied: bool, keeps_y: bool, moments: bool,
+    lengths: Tensor | None, rate: float, tied: bool, activation: str, moments: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See ptd_torch.end.block_end; its arguments are contiguous."""
     R, L, H = triton_columns.sizes(y)
-    g, z, out = (y.new_empty(y.shape) for _ in range(3))
-    tiles, call = _launch(y, first, rate, tied)
+    g, z, out = y.new_empty(y.shape), y.new_empty((*y.shape[:-1], len(bias))), y.new_empty(y.shape)
+    tiles, call = _launch(y, first, rate, tied, activation)
+    if activation == "full_glu":
+        call["BN"] = 64  # two sums in registers
     parts = triton_columns.moment_parts(y, tiles)
     _end[(tiles,)](
         y, x, weight, bias, first, second, lengths, g, z, out, *parts, R, L, *thresholds(rate),
-        KEEPS_Y=keeps_y, MOMENTS=moments, **call,
+        MOMENTS=moments, **call,
     )  # fmt: skip
     return out, triton_columns.combined(*parts) if moments else bias.new_empty((2, H)), g, z
 
 
 def backward(
     dout: Tensor, y: Tensor, z: Tensor, transposed: Tensor, bias: Tensor, first: Tensor | None, second: Tensor | None,
-    rate: float, tied: bool, keeps_y: bool,
+    rate: float, tied: bool, activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients by y, z and bias, from weight^T; arguments are contiguous."""
-    R, L, H = triton_columns.sizes(y)
-    dz, dy = y.new_empty(y.shape), y.new_empty(y.shape)
-    tiles, call = _launch(y, first, rate, tied)
-    sums = bias.new_empty((1, tiles, H))
+    R, L, _ = triton_columns.sizes(y)
+    dz, dy = y.new_empty(z.shape), y.new_empty(y.shape)
+    tiles, call = _launch(y, first, rate, tied, activation)
+    sums = bias.new_empty((1, tiles, len(bias)))
     _end_gradient[(tiles,)](
-        dout, y, z, transposed, bias, first, second, dz, dy, sums, R, L, *thresholds(rate), KEEPS_Y=keeps_y, **call
+        dout, y, z, transposed, bias, first, second, dz, dy, sums, R, L, *thresholds(rate), **call
     )  # fmt: skip
     return dy, dz, triton_columns.total(sums)[0]
 
 
-def _launch(y: Tensor, key: Tensor | None, rate: float, tied: bool) -> tuple[int, dict[str, Any]]:
+def _launch(y: Tensor, key: Tensor | None, rate: float, tied: bool, activation: str) -> tuple[int, dict[str, Any]]:
     """Programs, and what both kernels are compiled for."""
     R, L, H = triton_columns.sizes(y)
     BM, BN, BK, warps, stages, registers = TILE[y.dtype]
     BN = max(b for b in (64, 128) if b <= BN and H % b == 0)
     call = {
-        "DROPOUT": masks(key, tied, L, BM), "WHOLE": R % BM == 0, "PRECISION": precision(), "H": H, "BM": BM, "BN": BN,
-        "BK": BK, "BC": FEATURES, "STAGES": STAGES, "num_warps": warps, "num_stages": stages,
+        "DROPOUT": masks(key, tied, L, BM), "KEEPS": KEEPS[activation], "WHOLE": R % BM == 0,
+        "PRECISION": precision(), "H": H, "BM": BM, "BN": BN, "BK": BK, "BC": FEATURES, "STAGES": STAGES,
+        "num_warps": warps, "num_stages": stages,
     }  # fmt: skip
     # Three TF32 products in place of one take more registers.
     wide = y.dtype == torch.float32 and precision() != "tf32"

@@ -51,6 +51,23 @@ def accumulated(
 
 
 @triton.jit
+def accumulated_both(
+    u, weight, other, rows, columns, live, total, beside, K: tl.constexpr,
+    PRECISION: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Total + u weight^T and beside + u other^T of one tile, which reads u once."""
+    for k0 in range(0, K, BK):
+        k = k0 + tl.arange(0, BK)
+        inner = k < K if K % BK else tl.full((BK,), 1, tl.int1)
+        a = tl.load(u + rows.to(tl.int64)[:, None] * K + k[None, :], mask=live & inner[None, :], other=0.0)
+        w = tl.load(weight + columns[None, :] * K + k[:, None], mask=inner[:, None], other=0.0)
+        total = dot(a, w, total, PRECISION)
+        w = tl.load(other + columns[None, :] * K + k[:, None], mask=inner[:, None], other=0.0)
+        beside = dot(a, w, beside, PRECISION)
+    return total, beside
+
+
+@triton.jit
 def _sum_of_products(
     u, weight, v, other, y, R, K: tl.constexpr, J: tl.constexpr, N: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,

@@ -243,7 +243,8 @@ class SequenceModel:
             gated_sum: in place of array code, from keep, z = W g, its bias and x: x + drop(keep sigmoid(z + bias)). For
                 full_glu, whose keep is a product as well, keep is None and comes before the gate in z (..., 2 H) and
                 bias (2 H,).
-            end: in place of finish, from the layer's output y, x, and the gate's weight and bias.
+            end: in place of finish, from the layer's output y, x, and the gate's weight (H, H) and bias (H,), for
+                full_glu (2 H, H) and (2 H,) as in gated_sum.
         """
         block = _Scope(leaves, "")
         statistics: dict[str, Array] = {}
@@ -254,10 +255,7 @@ class SequenceModel:
         if noise is not None:
             z = z + noise
         z = run(self.layer, block.leaves("layer."), z, lengths=lengths)
-        if end is None:
-            x = self.finish(leaves, z, x, training, gated_sum, own_gelu)
-        else:
-            x = end(z, x, block["gate.weight"], block["gate.bias"])
+        x = self.finish(leaves, z, x, training, gated_sum, own_gelu) if end is None else end(z, x, *self._gate(block))
         return x if self.prenorm else norm(x), statistics
 
     def finish(
@@ -280,10 +278,7 @@ class SequenceModel:
             return x + g if self.residual else g
         own = gated_sum if self.residual else None
         if own is not None and self.activation == "full_glu":
-            weight, bias = (
-                namespace(x).concat([block[f"value.{name}"], block[f"gate.{name}"]], axis=0)
-                for name in ("weight", "bias")
-            )
+            weight, bias = self._gate(block)
             return own(None, linear(g, astype(weight, g)), bias, x)
         kept = {
             "full_glu": lambda: _linear(block, "value", g),
@@ -296,6 +291,16 @@ class SequenceModel:
             return own(keep, z, block["gate.bias"], x)
         g = drop(keep * sigmoid(z + astype(block["gate.bias"], z)))
         return x + g if self.residual else g
+
+    def _gate(self, block: _Scope) -> tuple[Array, Array]:
+        """Weight and bias of what ends a block, full_glu's value before its gate."""
+        if self.activation != "full_glu":
+            return block["gate.weight"], block["gate.bias"]
+        weight, bias = (
+            namespace(block["gate.bias"]).concat([block[f"value.{name}"], block[f"gate.{name}"]], axis=0)
+            for name in ("weight", "bias")
+        )
+        return weight, bias
 
     def step(self, params: Parameters, u_k: Array, states: Sequence[Array]) -> tuple[Array, list[Array]]:
         """One sample through every block: the output at k and the states after it.
