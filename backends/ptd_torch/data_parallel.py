@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import pickle
 import queue
@@ -61,7 +62,7 @@ class DataParallelLearner:
         _check_can_be_sent(backend, *arguments)
         places = _places(backend.torch_device, devices)
         self._sets: dict[tuple[int, ...], int] = {}
-        self._count, self._dropped = 0, []
+        self._numbers, self._dropped = itertools.count(), []
         self._team = _Team([_Member(backend.on(place), rank, devices, arguments, options) for rank, place in places])
         self.learner = self._team.first
 
@@ -112,7 +113,8 @@ class DataParallelLearner:
     def _all(self, name: str, placed: Placed, *rest: Any) -> Any:
         """What a method of the learner here returns of a set, run by every process."""
         number = self._number(placed)
-        dropped, self._dropped[:] = list(self._dropped), []
+        # One by one: a finaliser may add another meanwhile.
+        dropped = [self._dropped.pop() for _ in range(len(self._dropped))]
         with self._team.told(name, number, *rest, dropped=dropped):
             return getattr(self.learner, name)(placed, *rest)
 
@@ -120,13 +122,13 @@ class DataParallelLearner:
         """What the other processes know a set by; one that they do not have goes to them."""
         key = tuple(map(id, placed))
         if key not in self._sets:
-            self._count += 1
+            number = next(self._numbers)
             parts = [part for part in placed if part is not None]
             forms = [None if part is None else (part.shape, part.dtype) for part in placed]
-            with self._team.told("hold", self._count, forms):
+            with self._team.told("hold", number, forms):
                 for part in parts:
                     self.learner.ranks.first(part)
-            self._sets[key] = self._count
+            self._sets[key] = number
             for part in parts:  # once freed, its memory and its id would be another's
                 weakref.finalize(part, _forget, self._sets, key, self._dropped).atexit = False
         return self._sets[key]

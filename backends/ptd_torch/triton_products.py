@@ -36,6 +36,19 @@ def dot(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _rows_at(u, rows, k, live, K: tl.constexpr, BK: tl.constexpr):
+    """The numbers k of rows of u, and which of these there are."""
+    inner = k < K if K % BK else tl.full((BK,), 1, tl.int1)
+    return tl.load(u + rows.to(tl.int64)[:, None] * K + k[None, :], mask=live & inner[None, :], other=0.0), inner
+
+
+@triton.jit
+def _columns_at(weight, columns, k, inner, K: tl.constexpr):
+    """The numbers k of columns of weight^T."""
+    return tl.load(weight + columns[None, :] * K + k[:, None], mask=inner[:, None], other=0.0)
+
+
+@triton.jit
 def accumulated(
     u, weight, rows, columns, live, total, K: tl.constexpr,
     PRECISION: tl.constexpr, BK: tl.constexpr,
@@ -43,10 +56,8 @@ def accumulated(
     """Total + u weight^T of one tile."""
     for k0 in range(0, K, BK):
         k = k0 + tl.arange(0, BK)
-        inner = k < K if K % BK else tl.full((BK,), 1, tl.int1)
-        a = tl.load(u + rows.to(tl.int64)[:, None] * K + k[None, :], mask=live & inner[None, :], other=0.0)
-        w = tl.load(weight + columns[None, :] * K + k[:, None], mask=inner[:, None], other=0.0)
-        total = dot(a, w, total, PRECISION)
+        a, inner = _rows_at(u, rows, k, live, K, BK)
+        total = dot(a, _columns_at(weight, columns, k, inner, K), total, PRECISION)
     return total
 
 
@@ -58,12 +69,9 @@ def accumulated_both(
     """Total + u weight^T and beside + u other^T of one tile, which reads u once."""
     for k0 in range(0, K, BK):
         k = k0 + tl.arange(0, BK)
-        inner = k < K if K % BK else tl.full((BK,), 1, tl.int1)
-        a = tl.load(u + rows.to(tl.int64)[:, None] * K + k[None, :], mask=live & inner[None, :], other=0.0)
-        w = tl.load(weight + columns[None, :] * K + k[:, None], mask=inner[:, None], other=0.0)
-        total = dot(a, w, total, PRECISION)
-        w = tl.load(other + columns[None, :] * K + k[:, None], mask=inner[:, None], other=0.0)
-        beside = dot(a, w, beside, PRECISION)
+        a, inner = _rows_at(u, rows, k, live, K, BK)
+        total = dot(a, _columns_at(weight, columns, k, inner, K), total, PRECISION)
+        beside = dot(a, _columns_at(other, columns, k, inner, K), beside, PRECISION)
     return total, beside
 
 

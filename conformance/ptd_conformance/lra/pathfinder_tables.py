@@ -172,12 +172,9 @@ def _touched(mask: NDArray[np.float32], reach: int, H: int, side: int) -> NDArra
     """
     offsets = np.argwhere(mask >= 1) - H + 1
     offsets = offsets[np.all(np.abs(offsets) <= reach, axis=1)]
-    seen = np.any(np.all(_inside(_pixels(side)[:, None, :] + offsets, 0, side), axis=2), axis=1)
+    corners = (side - 1) * np.argwhere(np.ones((2, 2), bool))  # where most of them do
+    seen = np.any(np.all(_inside(corners[:, None, :] + offsets, 0, side), axis=2), axis=1)
     return offsets if np.all(seen) else offsets[:0]
-
-
-def _pixels(side: int) -> NDArray[np.int64]:
-    return np.argwhere(np.ones((side, side), bool))
 
 
 def _inside(places: NDArray[np.int64], first: int, end: int) -> NDArray[np.bool_]:
@@ -186,7 +183,8 @@ def _inside(places: NDArray[np.int64], first: int, end: int) -> NDArray[np.bool_
 
 def _open(touched: NDArray[np.int64], style: Style) -> NDArray[np.int64]:
     """Pixels from which a first dash stays clear of the border of twice the seed distance."""
-    border, pixels = 2 * style.seed_distance, _pixels(style.side)
+    border = 2 * style.seed_distance
+    pixels = np.argwhere(np.ones((style.side, style.side), bool))
     if not len(touched):
         return pixels[:0]
     reached = pixels[:, None, :] + touched
