@@ -25,8 +25,9 @@ def small_tiles(monkeypatch):
     """Several tiles of rows and of features; partial moments of two levels."""
     from ptd_torch import triton_columns, triton_end
 
-    monkeypatch.setattr(triton_end, "TILE", dict.fromkeys(triton_end.TILE, (16, 64, 32, 4, 1, None)))
-    monkeypatch.setattr(triton_end, "FEATURES", 32)
+    tile = triton_end.Tile(rows=16, outputs=64, inner=32, features=32, warps=4, stages=1, registers=None)
+    for tiles in ("FORWARD", "FORWARD_FULL", "BACKWARD", "BACKWARD_FULL"):
+        monkeypatch.setattr(triton_end, tiles, dict.fromkeys(triton_end.FORWARD, tile))
     monkeypatch.setattr(triton_columns, "PROGRAMS", 3)
     monkeypatch.setattr(triton_columns, "PARTS", 4)
 
@@ -106,6 +107,21 @@ def test_end_in_bfloat16_is_as_near_as_its_rounding(each, shape):
     _, kernels = ends(each, torch.bfloat16, shape, None)
     for expected, found in zip(exact, kernels, strict=True):
         assert_close(found.float(), expected, rtol=0, atol=0.03 * float(expected.abs().max()))
+
+
+@NAMED
+def test_layers_output_may_have_features_first_and_its_gradient_has_then(each, shape):
+    H = each.layer.d_model
+    wide = 2 * H if each.activation == "full_glu" else H
+    y, x, upstream, weight, bias = draws(0, *[(*shape, H)] * 3, (wide, H), (wide,))
+    found = []
+    for turned in (y, y.movedim(-1, 0).contiguous().movedim(0, -1)):
+        leaves = [turned.requires_grad_(), *(v.clone().requires_grad_() for v in (x, weight, bias))]
+        out, moments = fused_end(each, Training(Dropout(torch.tensor(12345))), leaves, None)
+        found.append([out, moments, *torch.autograd.grad(out, leaves, upstream)])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert found[0][2].is_contiguous()
+    assert found[1][2].movedim(-1, 0).is_contiguous()
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # of a sigmoid that is 0 then

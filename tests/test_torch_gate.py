@@ -34,7 +34,7 @@ def few_programs(monkeypatch):
 
 def model(H: int = 64, **options: object) -> SequenceModel:
     base = {"norm": "batch", "activation": "half_glu1", "n_layers": 1, "d_input": 1, "d_output": 2}
-    return SequenceModel(ptd.S5(H, 4), **(base | options))
+    return SequenceModel(**({"layer": ptd.S5(H, 4)} | base | options))
 
 
 def draws(H: int, seed: int, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
@@ -59,6 +59,7 @@ def ends(each: SequenceModel, dtype: torch.dtype, lengths: torch.Tensor | None) 
     return results
 
 
+PER_FEATURE = {"layer": ptd.S4D(64, 4, bidirectional=True), "norm": "layer", "activation": "full_glu"}
 CASES = [
     model(),
     model(activation="half_glu2"),
@@ -148,13 +149,17 @@ def test_norm_of_known_moments_equals_batch_norm(lengths, dtype):
         *(pytest.param((name,), {}, id=name) for name in ("norm", "gate", "end")),
         pytest.param(("norm", "gate"), {"prenorm": False, "activation": "full_glu"}, id="after"),
         pytest.param(("norm", "full_end"), {"prenorm": False, "activation": "full_glu"}, id="full_end"),
+        pytest.param(
+            ("full_end",), {"layer": ptd.S4D(64, 4), "norm": "layer", "activation": "full_glu"}, id="per feature"
+        ),
     ],
 )
 def test_learner_trains_as_without_kernels(names, options, compiled, monkeypatch):
     each = model(n_layers=2, dropout=0.2, norm_momentum=0.5, **options)
     params = each.initialize(np.random.default_rng(0))
-    u = np.random.default_rng(1).standard_normal((3, 12, 1)).astype(np.float32)
-    lengths = np.array([12, 5, 1])
+    L = 16 if "layer" in options else 12
+    u = np.random.default_rng(1).standard_normal((3, L, 1)).astype(np.float32)
+    lengths = None if "layer" in options else np.array([12, 5, 1])
     optimizer = ptd.optimization.Optimizer(lr=1e-3, ssm_lr=1e-3, weight_decay=0.0, total_steps=10)
     monkeypatch.setattr(training, "compile_once", lambda f, **_: torch.compile(f, backend="aot_eager", fullgraph=True))
 

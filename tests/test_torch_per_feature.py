@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import interpreter
 import numpy as np
@@ -93,6 +94,33 @@ def no_zeros_by_chance():
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("length", "bounded"), [(L, False), (25, False), (L, True)], ids=["whole chunks", "not", "lengths"]
+)
+def test_features_first_are_left_so_where_that_can_be_and_so_are_gradients(length, bounded, monkeypatch):
+    """The signal of the gradient is not copied then: the turn of outputs is never called, that of u once."""
+    from ptd_torch import triton_turns
+
+    turns: list[str] = []
+    for name in ("to_features", "from_features"):
+        turn = getattr(triton_turns, name)
+        monkeypatch.setattr(triton_turns, name, lambda *args, turn=turn, name=name: turns.append(name) or turn(*args))
+    layer = LAYERS["s4d both ways"]
+    params, u = parameters(layer), draw(BATCH, length, layer.d_model).requires_grad_()
+    call = {"form": "chunked", "lengths": torch.tensor([length, 20]) if bounded else None}
+    upstream = draw(layer.d_model, BATCH, length).movedim(0, -1)
+    found = []
+    for turned in (False, True):
+        turns.clear()
+        run = functools.partial(per_feature_chunks.per_feature_chunks, features_first=turned)
+        y = layer.apply(params, u, kernels=dataclasses.replace(FUSED, per_feature_chunks=run), **call)
+        found.append((y, *torch.autograd.grad(y, u, upstream)))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    left = length == L and not bounded
+    assert y.movedim(-1, 0).is_contiguous() == left
+    assert turns == ["to_features", "from_features"] if left else sorted(turns)[::3] == ["from_features", "to_features"]
 
 
 @pytest.mark.usefixtures("no_zeros_by_chance")

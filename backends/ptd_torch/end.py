@@ -16,7 +16,8 @@ def block_end(
     """x + drop(keep sigmoid(g weight^T + bias)) with g = drop(gelu(y)); see ptd.model.SequenceModel.finish.
 
     Args:
-        y, x: (..., L, H), of one dtype, float32 or bfloat16; H a multiple of 64.
+        y, x: (..., L, H), of one dtype, float32 or bfloat16; H a multiple of 64. y may lie in memory with features
+            first, as ptd_torch.per_feature_chunks leaves it; so does its gradient then.
         weight: (H, H), of that dtype; full_glu's (2 H, H), the rows of keep before those of the gate.
         bias: float32, one for each row of weight.
         first, second: keys of the two dropouts, ptd_torch.dropout.Dropout.key; None for no dropout.
@@ -32,8 +33,8 @@ def block_end(
     """
     from . import triton_end
 
-    y, x, weight, bias, lengths = (None if v is None else v.contiguous() for v in (y, x, weight, bias, lengths))
-    return triton_end.forward(y, x, weight, bias, first, second, lengths, rate, tied, activation, moments)
+    x, weight, bias, lengths = (None if v is None else v.contiguous() for v in (x, weight, bias, lengths))
+    return triton_end.forward(_laid_out(y), x, weight, bias, first, second, lengths, rate, tied, activation, moments)
 
 
 @block_end.register_fake
@@ -53,8 +54,8 @@ def block_end_adjoint(
     """The gradients of block_end by y, weight and bias, from weight^T in memory; that by x is dout itself."""
     from . import triton_end
 
-    dout, y, transposed, bias = (v.contiguous() for v in (dout, y, transposed, bias))
-    dy, dz, dbias = triton_end.backward(dout, y, z, transposed, bias, first, second, rate, tied, activation)
+    dout, transposed, bias = (v.contiguous() for v in (dout, transposed, bias))
+    dy, dz, dbias = triton_end.backward(dout, _laid_out(y), z, transposed, bias, first, second, rate, tied, activation)
     return dy, dz.view(-1, len(bias)).t() @ g.view(-1, g.shape[-1]), dbias
 
 
@@ -63,7 +64,12 @@ def _(
     dout: Tensor, y: Tensor, g: Tensor, z: Tensor, transposed: Tensor, bias: Tensor, first: Tensor | None,
     second: Tensor | None, rate: float, tied: bool, activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return y.new_empty(y.shape), z.new_empty(transposed.shape[::-1]), bias.new_empty(bias.shape)
+    return torch.empty_like(_laid_out(y)), z.new_empty(transposed.shape[::-1]), bias.new_empty(bias.shape)
+
+
+def _laid_out(y: Tensor) -> Tensor:
+    """y with features first or last in memory and all else in order; first where 32 bits count its elements."""
+    return y if y.movedim(-1, 0).is_contiguous() and y.numel() < 2**31 else y.contiguous()
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:

@@ -18,8 +18,9 @@ from .transforms import plain
 
 @torch.library.custom_op("ptd::chunks", mutates_args=())
 def chunks(
-    u: Tensor, decay: Tensor, into: Tensor, out: Tensor, direct: Tensor, x0: Tensor | None, lengths: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    u: Tensor, decay: Tensor, into: Tensor, out: Tensor, direct: Tensor, x0: Tensor | None, lengths: Tensor | None,
+    features_first: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Outputs and final states of H systems over chunks of T samples, and what the gradient needs.
 
     Args:
@@ -30,6 +31,8 @@ def chunks(
         direct: (H, T, T).
         x0: float32 (H, D, R, 2, M), the states before the first chunk of each direction; zero if None.
         lengths: integer (R,), or None; u counts as zero and y is zero from there on.
+        features_first: whether y is left in memory as the kernels have it, (H, R, L); with whole chunks, without
+            lengths.
 
     Returns:
         y (R, L, H); final (H, D, R, 2, M), with lengths of no entries; and for the gradient the signals as (H, R, n T)
@@ -44,17 +47,20 @@ def chunks(
     x0, lengths = (None if value is None else value.contiguous() for value in (x0, lengths))
     v = turns.to_features(u, -(-L // T) * T, lengths, T)
     y, final, entering = kernels.run(v, matrices, x0, lengths, last=lengths is None)
-    return turns.from_features(y, L, lengths), decay.new_empty(0) if final is None else final, v, entering
+    y = y.movedim(0, -1) if features_first else turns.from_features(y, L, lengths)
+    return y, decay.new_empty(0) if final is None else final, v, entering
 
 
 @chunks.register_fake
 def _(
-    u: Tensor, decay: Tensor, into: Tensor, out: Tensor, direct: Tensor, x0: Tensor | None, lengths: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    u: Tensor, decay: Tensor, into: Tensor, out: Tensor, direct: Tensor, x0: Tensor | None, lengths: Tensor | None,
+    features_first: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     (R, L, H), (_, T, width), M = u.shape, into.shape, decay.shape[-1]
     n, D = -(-L // T), width // (2 * M)
     final = decay.new_empty((H, D, R, 2, M) if lengths is None else 0)
-    return u.new_empty(u.shape), final, u.new_empty((H, R, n * T)), u.new_empty((H, R, n, D, 2, M))
+    y = u.new_empty((H, R, L)).movedim(0, -1) if features_first else u.new_empty(u.shape)
+    return y, final, u.new_empty((H, R, n * T)), u.new_empty((H, R, n, D, 2, M))
 
 
 @torch.library.custom_op("ptd::chunks_adjoint", mutates_args=())
@@ -77,7 +83,9 @@ def chunks_adjoint(
     matrices = kernels.Matrices(*(m.contiguous() for m in (decay, into, out, direct)))
     grad_final, lengths = (None if value is None else value.contiguous() for value in (grad_final, lengths))
     L, T = grad_y.shape[1], into.shape[1]
-    grad = turns.to_features(grad_y, v.shape[-1], lengths, T)
+    grad = grad_y.movedim(-1, 0)
+    if lengths is not None or grad.shape != v.shape or not grad.is_contiguous():
+        grad = turns.to_features(grad_y, v.shape[-1], lengths, T)
     grad_v, sums, grad_x0 = kernels.run_backward(v, matrices, entering, lengths, grad, grad_final, first=has_x0)
     grad_x0 = decay.new_empty(0) if grad_x0 is None else grad_x0
     rest = (sums.into.to(into.dtype), sums.out.to(out.dtype), sums.direct.to(direct.dtype))
@@ -103,7 +111,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    u, decay, into, out, direct, x0, lengths = inputs
+    u, decay, into, out, direct, x0, lengths, _ = inputs
     _, _, v, entering = output
     ctx.has_x0, ctx.length = x0 is not None, u.shape[1]
     ctx.set_materialize_grads(False)
@@ -119,7 +127,7 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None, *_: An
         H, R, _ = v.shape
         grad_y = v.new_zeros((R, ctx.length, H))
     *grads, grad_x0 = chunks_adjoint(v, *saved, grad_y.to(v.dtype), grad_final, ctx.has_x0)
-    return *grads, grad_x0 if ctx.has_x0 else None, None
+    return *grads, grad_x0 if ctx.has_x0 else None, None, None
 
 
 chunks.register_autograd(_backward, setup_context=_setup_context)
@@ -127,9 +135,9 @@ chunks_adjoint.register_autograd(refuse_second("form='chunked' on a GPU"))
 
 
 def per_feature_chunks(
-    u: Tensor, system: ChunkSystem, state: Array | None, lengths: Tensor | None
+    u: Tensor, system: ChunkSystem, state: Array | None, lengths: Tensor | None, *, features_first: bool = False
 ) -> tuple[Tensor, Tensor | None] | None:
-    """See ptd.kernels.Kernels.per_feature_chunks."""
+    """See ptd.kernels.Kernels.per_feature_chunks; features_first as in chunks, where that can be."""
     if not _applies(u, system):
         return None
     *batch, L, H = u.shape
@@ -143,7 +151,8 @@ def per_feature_chunks(
             x0 = torch.cat([x0, torch.zeros_like(x0)], dim=1)
     matrices = (m.to(u.dtype).contiguous() for m in (system.into, system.out, system.direct))
     valid = None if lengths is None else lengths.expand(batch).reshape(R)
-    y, final, _, _ = chunks(u.reshape(R, L, H), decay, *matrices, x0, valid)
+    features_first = features_first and valid is None and L % system.into.shape[1] == 0
+    y, final, _, _ = chunks(u.reshape(R, L, H), decay, *matrices, x0, valid, features_first)
     if valid is not None:
         return y.view(u.shape), None
     return y.view(u.shape), final.transpose(1, 2).reshape(H, *batch, final.shape[1], 2, M)

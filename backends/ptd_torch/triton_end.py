@@ -12,7 +12,7 @@ Imported only where Triton is.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -24,12 +24,37 @@ from .triton_columns import valid_rows
 from .triton_gate import dropped, masks, sigmoid, thresholds
 from .triton_products import accumulated, accumulated_both, precision
 
-#: By dtype: rows of a program, outputs of a tile of its product, inner elements a step, warps, stages, and registers of
-#: a thread, few enough that two programs share a multiprocessor: one multiplies while the other reads and writes. A
-#: step reads rows of 128 bytes. Few rows, so that those of all programs at a time fit the cache.
-TILE = {torch.float32: (64, 128, 32, 8, 3, 128), torch.bfloat16: (128, 128, 64, 8, 3, 128)}
-#: Features of a tile of the first phase, and how many tiles it has at once.
-FEATURES, STAGES = 64, 1
+
+class Tile(NamedTuple):
+    """How one kernel is cut.
+
+    Attributes:
+        rows: of a program; few, so that those of all programs at a time fit the cache.
+        outputs: of a tile of its product; where H is no multiple of them, half of them.
+        inner: elements a step of the product, rows of 128 bytes.
+        features: of a tile of the first phase.
+        warps, stages: of a program.
+        registers: of a thread, few enough that two programs share a multiprocessor: one multiplies while the other
+            reads and writes.
+    """
+
+    rows: int
+    outputs: int
+    inner: int
+    features: int
+    warps: int
+    stages: int
+    registers: int | None
+
+
+#: The tiles of both kernels by dtype; those of full_glu, whose forward kernel has two sums in registers.
+FORWARD = BACKWARD = BACKWARD_FULL = {
+    torch.float32: Tile(64, 128, 32, 64, 8, 3, 128),
+    torch.bfloat16: Tile(128, 128, 64, 64, 8, 3, 128),
+}
+FORWARD_FULL = {dtype: tile._replace(outputs=64) for dtype, tile in FORWARD.items()}
+#: Tiles of the first phase at once.
+STAGES = 1
 #: What the gate of an activation keeps.
 KEEPS = {"half_glu1": "g", "half_glu2": "y", "full_glu": "product"}
 #: What is read for the last time, or written and not read here again, leaves the cache to what is.
@@ -64,20 +89,30 @@ def _tile_of(tile, R, columns, WHOLE: tl.constexpr, H: tl.constexpr, BM: tl.cons
 
 
 @triton.jit
+def _of_layer(y, tile, start, here, columns, R, TURNED: tl.constexpr, BM: tl.constexpr):
+    """Where elements of y or its gradient lie: like all others, or with features first (ptd_torch.end)."""
+    if TURNED:
+        return y + tl.cast(tile, tl.int64) * BM + (columns[None, :] * R + tl.arange(0, BM)[:, None])
+    else:
+        return y + start + here
+
+
+@triton.jit
 def _end(
     y, x, weight, bias, first, second, lengths, g, z, out, means, squares, counts, R, L, threshold, scale,
-    DROPOUT: tl.constexpr, KEEPS: tl.constexpr, MOMENTS: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    DROPOUT: tl.constexpr, KEEPS: tl.constexpr, MOMENTS: tl.constexpr, WHOLE: tl.constexpr, TURNED: tl.constexpr,
+    PRECISION: tl.constexpr,
     H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     for c0 in tl.range(0, H, BC, num_stages=STAGES):
         columns = c0 + tl.arange(0, BC)
         rows, start, live, here = _tile_of(tile, R, columns, WHOLE, H, BM)
-        t = gelu(tl.load(y + start + here, mask=live, other=0.0).to(tl.float32))
+        at = _of_layer(y, tile, start, here, columns, R, TURNED, BM)
+        t = gelu(tl.load(at, mask=live, other=0.0).to(tl.float32))
         t = dropped(t, rows, tile * BM, columns, first, threshold, scale, H, L, DROPOUT)
         tl.store(g + start + here, t.to(g.dtype.element_ty), mask=live)
     tl.debug_barrier()  # the product reads what other threads of this program wrote
-    keep = y if KEEPS == "y" else g
     for n0 in range(0, H, BN):
         columns = n0 + tl.arange(0, BN)
         rows, start, live, here = _tile_of(tile, R, columns, WHOLE, H, BM)
@@ -100,7 +135,10 @@ def _end(
             kept = total.to(z.dtype.element_ty)
             tl.store(z + start + here, kept, mask=live, eviction_policy=ONCE)
             gate = sigmoid(kept.to(tl.float32) + tl.load(bias + columns)[None, :])
-            t = tl.load(keep + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32) * gate
+            keep = g + start + here
+            if KEEPS == "y":
+                keep = _of_layer(y, tile, start, here, columns, R, TURNED, BM)
+            t = tl.load(keep, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32) * gate
         t = dropped(t, rows, tile * BM, columns, second, threshold, scale, H, L, DROPOUT)
         t += tl.load(x + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32)
         t = t.to(out.dtype.element_ty)
@@ -124,7 +162,7 @@ def _end(
 @triton.jit
 def _end_gradient(
     dout, y, z, transposed, bias, first, second, dz, dy, sums, R, L, threshold, scale,
-    DROPOUT: tl.constexpr, KEEPS: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    DROPOUT: tl.constexpr, KEEPS: tl.constexpr, WHOLE: tl.constexpr, TURNED: tl.constexpr, PRECISION: tl.constexpr,
     H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """First dz, its sums over rows, and the gradient of keep, in the room of dy; then dy = gelu'(y) drop(dz W), to
@@ -146,8 +184,9 @@ def _end_gradient(
             tl.store(dz + z_start + there, d.to(dz.dtype.element_ty), mask=live)
             tl.store(sums + tile * width + columns, tl.sum(d, 0))
         else:
-            k = tl.load(y + start + here, mask=live, other=0.0).to(tl.float32)
-            tl.store(dy + start + here, d.to(dy.dtype.element_ty), mask=live)
+            at = _of_layer(y, tile, start, here, columns, R, TURNED, BM)
+            k = tl.load(at, mask=live, other=0.0).to(tl.float32)
+            tl.store(_of_layer(dy, tile, start, here, columns, R, TURNED, BM), d.to(dy.dtype.element_ty), mask=live)
             if KEEPS == "g":
                 k = dropped(gelu(k), rows, tile * BM, columns, first, threshold, scale, H, L, DROPOUT)
                 k = k.to(y.dtype.element_ty).to(tl.float32)  # g as it was stored
@@ -162,19 +201,21 @@ def _end_gradient(
         own = dz + tl.cast(tile, tl.int64) * (BM * width)
         d = accumulated(own, transposed, tl.arange(0, BM), columns, live, d, width, PRECISION, BK)
         d = d.to(dy.dtype.element_ty)
+        into = _of_layer(dy, tile, start, here, columns, R, TURNED, BM)
         # Stores nothing, but for it the compiler (3.6) keeps the product's layout and moves all that follows into it.
-        tl.store(dy + start + here, d, mask=live & (rows < 0)[:, None])
+        tl.store(into, d, mask=live & (rows < 0)[:, None])
         d = d.to(tl.float32)
         if KEEPS != "product":
             # Of the same pointers as the store below, so that each thread has read what it overwrites.
-            beside = tl.load(dy + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32)
+            beside = tl.load(into, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32)
         if KEEPS == "g":
             d += beside
         d = dropped(d, rows, tile * BM, columns, first, threshold, scale, H, L, DROPOUT)
-        d *= gelu_slope(tl.load(y + start + here, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32))
+        at = _of_layer(y, tile, start, here, columns, R, TURNED, BM)
+        d *= gelu_slope(tl.load(at, mask=live, other=0.0, eviction_policy=ONCE).to(tl.float32))
         if KEEPS == "y":
             d += beside
-        tl.store(dy + start + here, d.to(dy.dtype.element_ty), mask=live, eviction_policy=ONCE)
+        tl.store(into, d.to(dy.dtype.element_ty), mask=live, eviction_policy=ONCE)
 
 
 # --- launches ----------------------------------------------------------------------------------------------------
@@ -184,12 +225,11 @@ def forward(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, first: Tensor | None, second: Tensor | None,
     lengths: Tensor | None, rate: float, tied: bool, activation: str, moments: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """See ptd_torch.end.block_end; its arguments are contiguous."""
+    """See ptd_torch.end.block_end; its arguments are contiguous, y with features first or last."""
     R, L, H = triton_columns.sizes(y)
     g, z, out = y.new_empty(y.shape), y.new_empty((*y.shape[:-1], len(bias))), y.new_empty(y.shape)
-    tiles, call = _launch(y, first, rate, tied, activation)
-    if activation == "full_glu":
-        call["BN"] = 64  # two sums in registers
+    tile = (FORWARD_FULL if activation == "full_glu" else FORWARD)[y.dtype]
+    tiles, call = _launch(y, first, rate, tied, activation, tile)
     parts = triton_columns.moment_parts(y, tiles)
     _end[(tiles,)](
         y, x, weight, bias, first, second, lengths, g, z, out, *parts, R, L, *thresholds(rate),
@@ -202,10 +242,11 @@ def backward(
     dout: Tensor, y: Tensor, z: Tensor, transposed: Tensor, bias: Tensor, first: Tensor | None, second: Tensor | None,
     rate: float, tied: bool, activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients by y, z and bias, from weight^T; arguments are contiguous."""
+    """The gradients by y, laid out like y, by z and by bias, from weight^T; arguments as those of forward."""
     R, L, _ = triton_columns.sizes(y)
-    dz, dy = y.new_empty(z.shape), y.new_empty(y.shape)
-    tiles, call = _launch(y, first, rate, tied, activation)
+    dz, dy = y.new_empty(z.shape), torch.empty_like(y)
+    tile = (BACKWARD_FULL if activation == "full_glu" else BACKWARD)[y.dtype]
+    tiles, call = _launch(y, first, rate, tied, activation, tile)
     sums = bias.new_empty((1, tiles, len(bias)))
     _end_gradient[(tiles,)](
         dout, y, z, transposed, bias, first, second, dz, dy, sums, R, L, *thresholds(rate), **call
@@ -213,16 +254,19 @@ def backward(
     return dy, dz, triton_columns.total(sums)[0]
 
 
-def _launch(y: Tensor, key: Tensor | None, rate: float, tied: bool, activation: str) -> tuple[int, dict[str, Any]]:
-    """Programs, and what both kernels are compiled for."""
+def _launch(
+    y: Tensor, key: Tensor | None, rate: float, tied: bool, activation: str, tile: Tile
+) -> tuple[int, dict[str, Any]]:  # fmt: skip
+    """Programs, and what a kernel is compiled for."""
     R, L, H = triton_columns.sizes(y)
-    BM, BN, BK, warps, stages, registers = TILE[y.dtype]
-    BN = max(b for b in (64, 128) if b <= BN and H % b == 0)
+    BM = tile.rows
+    BN = max(b for b in (64, 128) if b <= tile.outputs and H % b == 0)
     call = {
         "DROPOUT": masks(key, tied, L, BM), "KEEPS": KEEPS[activation], "WHOLE": R % BM == 0,
-        "PRECISION": precision(), "H": H, "BM": BM, "BN": BN, "BK": BK, "BC": FEATURES, "STAGES": STAGES,
-        "num_warps": warps, "num_stages": stages,
+        "TURNED": not y.is_contiguous(), "PRECISION": precision(), "H": H, "BM": BM, "BN": BN, "BK": tile.inner,
+        "BC": max(b for b in (32, 64, 128) if b <= tile.features and H % b == 0), "STAGES": STAGES,
+        "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
     # Three TF32 products in place of one take more registers.
     wide = y.dtype == torch.float32 and precision() != "tf32"
-    return triton.cdiv(R, BM), call if wide else call | {"maxnreg": registers}
+    return triton.cdiv(R, BM), call if wide or tile.registers is None else call | {"maxnreg": tile.registers}
