@@ -69,8 +69,8 @@ def triton_interpreter(session: nox.Session) -> None:
     ]
     environment = {"TRITON_INTERPRET": "1"}
     names = (
-        *("scan", "gate", "end", "norm", "chunked", "states", "normed_states", "per_feature", "diagonal", "orbits"),
-        *("convolution", "encoder", "fused_data_parallel"),
+        *("scan", "gate", "end", "norm", "layer_norm", "chunked", "states", "normed_states", "per_feature", "diagonal"),
+        *("orbits", "convolution", "encoder", "fused_data_parallel"),
     )
     tests = [f"tests/test_torch_{name}.py" for name in names]
     session.run("python", "-m", "pytest", *tests, env=environment)

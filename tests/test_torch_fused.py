@@ -54,7 +54,7 @@ def test_parts_are_chosen_by_table_or_by_name(triton, monkeypatch):
 
 def test_learner_says_which_parts_run(triton):
     assert learner(model(), fused=["gate", "chunks"]).fused == {"gate", "chunks"}
-    assert learner(model()).fused == {*fused.PARTS} - {"embedding", "full_end"}
+    assert learner(model()).fused == {*fused.PARTS} - {"embedding", "full_end", "layer_norm"}
     assert learner(model(activation="gelu"), fused=()).fused == set()
 
 
@@ -74,6 +74,7 @@ def test_parts_are_left_to_array_code_where_there_are_no_kernels(monkeypatch):
         (model(activation="gelu"), "gate", "residual blocks that end in a gate"),
         (model(residual=False), "gate", "residual blocks that end in a gate"),
         (model(activation="full_glu"), "end", "residual blocks that end in half_glu1 or half_glu2"),
+        (model(), "layer_norm", "a layer norm"),
         (model(), "full_end", "residual blocks that end in full_glu"),
         (model(), "embedding", "encoder='embedding'"),
     ],

@@ -149,9 +149,8 @@ def test_norm_of_known_moments_equals_batch_norm(lengths, dtype):
         *(pytest.param((name,), {}, id=name) for name in ("norm", "gate", "end")),
         pytest.param(("norm", "gate"), {"prenorm": False, "activation": "full_glu"}, id="after"),
         pytest.param(("norm", "full_end"), {"prenorm": False, "activation": "full_glu"}, id="full_end"),
-        pytest.param(
-            ("full_end",), {"layer": ptd.S4D(64, 4), "norm": "layer", "activation": "full_glu"}, id="per feature"
-        ),
+        pytest.param(("layer_norm",), PER_FEATURE, id="layer_norm"),
+        pytest.param(("layer_norm", "full_end"), PER_FEATURE | {"prenorm": False}, id="layer_norm, full_end"),
     ],
 )
 def test_learner_trains_as_without_kernels(names, options, compiled, monkeypatch):
@@ -165,7 +164,9 @@ def test_learner_trains_as_without_kernels(names, options, compiled, monkeypatch
 
     def train(names: tuple[str, ...] | None, compiled: bool) -> dict[str, np.ndarray]:
         learner = backend.learner(each, params, optimizer, 0, compiled=compiled, fused=names)
-        assert learner.fused == set({*fused.PARTS} - {"embedding", "full_end"} if names is None else names)
+        assert learner.fused == set(
+            {*fused.PARTS} - {"embedding", "full_end", "layer_norm"} if names is None else names
+        )
         learner.step(u, np.array([0, 1, 1]), lengths)
         return learner.snapshot()
 

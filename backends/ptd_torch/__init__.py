@@ -102,7 +102,8 @@ class TorchBackend(PortableBackend):
         normed: Normed | None = None,
         **call: Any,
     ) -> Any:
-        """See ptd.contract.Backend; fused names kernels with a first derivative only: "chunks", "states", "tiles".
+        """See ptd.contract.Backend; fused names kernels with a first derivative only: "chunks", "states", "tiles", and
+        with "full_end" outputs over chunks may lie in memory with features first, as that reads them.
 
         normed is what u is the batch norm of; "states" may then find the gradient of both together.
 

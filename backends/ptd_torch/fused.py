@@ -10,25 +10,26 @@ import torch
 from torch import Tensor
 
 from ptd import checks
-from ptd.layers import S5
+from ptd.layers import DSS, S4D, S5
 from ptd.model import SequenceModel, Training
 
 from .end import block_end
 from .gate import gated_sum
+from .layer_norm import layer_normalized
 from .norm import Normed, batch_normalized, column_moments
 from .scan import kernel_path
 
 #: What may run as kernels: S5's chunked form as one operator, its chunks of one sample as another in place of that, the
-#: recurrence of either tile by tile, the batch norm's sums and moments, the gated sum, in place of that all from the
-#: layer's output on, of half_glu or of full_glu; before the blocks, the embedding of tokens.
-PARTS = ("chunks", "states", "tiles", "norm", "gate", "end", "full_end", "embedding")
+#: recurrence of either tile by tile, the batch norm's sums and moments, layer norm, the gated sum, in place of that all
+#: from the layer's output on, of half_glu or of full_glu; before the blocks, the embedding of tokens.
+PARTS = ("chunks", "states", "tiles", "norm", "layer_norm", "gate", "end", "full_end", "embedding")
 
 #: The widest H up to which each part is faster than the array code as compiled, by the dtype of activations. This is
 #: the one place that decides; 0 turns a part off. Measured on an H200, tiles and embedding only together with the rest,
-#: norm by itself only for ListOps, full_end not yet.
+#: norm by itself only for ListOps, layer_norm and full_end not yet.
 WIDEST = {
-    torch.float32: dict.fromkeys(PARTS, 512) | {"end": 256, "full_end": 0},
-    torch.bfloat16: dict.fromkeys(PARTS, 512) | {"end": 256, "full_end": 0},
+    torch.float32: dict.fromkeys(PARTS, 512) | {"end": 256, "full_end": 0, "layer_norm": 0},
+    torch.bfloat16: dict.fromkeys(PARTS, 512) | {"end": 256, "full_end": 0, "layer_norm": 0},
 }
 
 #: Widths are a multiple of this: tiles are not masked over features.
@@ -39,6 +40,7 @@ TILE = 64
 NEEDS: dict[str, tuple[str, Callable[[SequenceModel], bool]]] = {
     **dict.fromkeys(("chunks", "states", "tiles"), ("an S5 layer", lambda model: isinstance(model.layer, S5))),
     "norm": ("a batch norm", lambda model: model.norm == "batch"),
+    "layer_norm": ("a layer norm", lambda model: model.norm == "layer"),
     "gate": ("residual blocks that end in a gate", lambda model: model.residual and model.activation != "gelu"),
     "end": (
         "residual blocks that end in half_glu1 or half_glu2",
@@ -95,30 +97,56 @@ def gelu(y: Tensor) -> Tensor:
     return y * torch.sigmoid(math.sqrt(8.0 / math.pi) * (y + 0.044715 * y * y * y))
 
 
+def reads_features_first(model: SequenceModel, x: Tensor, lengths: Tensor | None) -> bool:
+    """Whether a block's layer reads its input x itself, and runs over chunks, which read features first."""
+    over_chunks = isinstance(model.layer, (S4D, DSS)) and lengths is None
+    return over_chunks and not model.prenorm and x.numel() < 2**31
+
+
+def before_blocks(model: SequenceModel, x: Tensor, lengths: Tensor | None, fused: Collection[str]) -> Tensor | None:
+    """What the first block begins with, as Passes.ahead: of x, which no block has found."""
+    if model.prenorm:
+        return column_moments(x.detach(), lengths) if "norm" in fused else None
+    turned = "layer_norm" in fused and reads_features_first(model, x, lengths)
+    return x.movedim(-1, 0).contiguous() if turned else None
+
+
 class Passes:
-    """What SequenceModel.block takes for one block: batch_norm, gated_sum and end, as kernels; gelu in any case.
+    """What SequenceModel.block takes for one block: norms, gated_sum and end, as kernels; gelu in any case.
 
     Args:
         model: the model.
         training: of this pass; its dropout has keys.
-        known: moments (2, H) of the block's input, where a norm before the layer runs as kernels.
+        known: what the block before has found, its ahead.
         lengths: valid lengths or None.
 
-    After a run, normed is what the norm was last taken of, and found the moments of the residual sum where the norm and
-    what ends in that sum run as kernels, else None. With prenorm the next block begins with them; else the norm of this
-    one takes them.
+    After a run, normed is what the batch norm was last taken of, and found the moments of the residual sum where the
+    norm and what ends in that sum run as kernels, else None: without prenorm this block's norm takes them.
     """
 
     def __init__(self, model: SequenceModel, training: Training, known: Tensor | None, lengths: Tensor | None):
         self.found: Tensor | None = None
         self.normed: Normed | None = None
+        self._turned: Tensor | None = None
         self._model, self._training, self._known, self._lengths = model, training, known, lengths
+
+    @property
+    def ahead(self) -> Tensor | None:
+        """What the next block begins with, None if nothing: the moments of its input, where its norm comes first and
+        runs as kernels; else that input with features first in memory, where a layer norm has written it so."""
+        return self.found if self._model.prenorm else self._turned
+
+    def layer_input(self, u: Tensor) -> Tensor:
+        """The layer's input, a block's own where no norm stands before it, from where the block before has put it."""
+        return u if self._model.prenorm or self._known is None else self._known.movedim(0, -1)
 
     def of(self, fused: Collection[str]) -> dict[str, Callable]:
         """The named arguments of block for these parts."""
         named: dict[str, Callable] = {"own_gelu": gelu}
         if "norm" in fused:
             named["batch_norm"] = self.batch_norm
+        if "layer_norm" in fused:
+            named["layer_norm"] = self.layer_norm
         if "gate" in fused:
             named["gated_sum"] = functools.partial(self.gated_sum, moments="norm" in fused)
         if not {"end", "full_end"}.isdisjoint(fused):
@@ -133,6 +161,13 @@ class Passes:
         known = column_moments(x.detach(), lengths) if known is None else known
         self.normed = Normed(x, scale, bias, known, lengths)
         return batch_normalized(*self.normed), known[0], known[1]
+
+    def layer_norm(self, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        """See SequenceModel.block; for the next block's layer with features first as well, if it runs over chunks."""
+        wanted = reads_features_first(self._model, x, self._lengths)
+        y, turned, _ = layer_normalized(x, scale, bias, wanted)
+        self._turned = turned if wanted else None
+        return y
 
     def gated_sum(self, keep: Tensor | None, z: Tensor, bias: Tensor, x: Tensor, *, moments: bool) -> Tensor:
         """See SequenceModel.block; moments as in ptd_torch.gate.gated_sum."""

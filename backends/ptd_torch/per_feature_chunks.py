@@ -24,7 +24,8 @@ def chunks(
     """Outputs and final states of H systems over chunks of T samples, and what the gradient needs.
 
     Args:
-        u: (R, L, H), the signals.
+        u: (R, L, H), the signals; read in place where they lie in memory as the kernels have them, (H, R, L), in whole
+            chunks and without lengths.
         decay: float32 (H, 2, M), the transition over a chunk, or a matrix (H, 2, M, 2, M) from states to states.
         into: (H, T, D 2 M), in the dtype of u, as out and direct; see ptd.chunks.ChunkSystem.
         out: (H, D 2 M, T).
@@ -35,9 +36,9 @@ def chunks(
             lengths.
 
     Returns:
-        y (R, L, H); final (H, D, R, 2, M), with lengths of no entries; and for the gradient the signals as (H, R, n T)
-        and the states that enter each chunk, (H, R, n, D, 2, M), both in the dtype of u and not set in chunks without a
-        valid sample.
+        y (R, L, H); final (H, D, R, 2, M), with lengths of no entries; and for the gradient the signals as (H, R, n T),
+        of no entries if u is read in place, and the states that enter each chunk, (H, R, n, D, 2, M), both in the dtype
+        of u and not set in chunks without a valid sample.
     """
     from . import triton_chunks as kernels
     from . import triton_turns as turns
@@ -45,10 +46,18 @@ def chunks(
     L, T = u.shape[1], into.shape[1]
     matrices = kernels.Matrices(*(m.contiguous() for m in (decay, into, out, direct)))
     x0, lengths = (None if value is None else value.contiguous() for value in (x0, lengths))
-    v = turns.to_features(u, -(-L // T) * T, lengths, T)
-    y, final, entering = kernels.run(v, matrices, x0, lengths, last=lengths is None)
+    v = _in_place(u, T, lengths)
+    copy = turns.to_features(u, -(-L // T) * T, lengths, T) if v is None else u.new_empty(0)
+    y, final, entering = kernels.run(copy if v is None else v, matrices, x0, lengths, last=lengths is None)
     y = y.movedim(0, -1) if features_first else turns.from_features(y, L, lengths)
-    return y, decay.new_empty(0) if final is None else final, v, entering
+    return y, decay.new_empty(0) if final is None else final, copy, entering
+
+
+def _in_place(u: Tensor, T: int, lengths: Tensor | None) -> Tensor | None:
+    """u (R, L, H) as (H, R, L), where it lies so in memory and the kernels can read it; else None."""
+    turned = u.movedim(-1, 0)
+    whole = lengths is None and u.shape[1] % T == 0
+    return turned if whole and turned.is_contiguous() and not u.is_contiguous() else None
 
 
 @chunks.register_fake
@@ -60,7 +69,8 @@ def _(
     n, D = -(-L // T), width // (2 * M)
     final = decay.new_empty((H, D, R, 2, M) if lengths is None else 0)
     y = u.new_empty((H, R, L)).movedim(0, -1) if features_first else u.new_empty(u.shape)
-    return y, final, u.new_empty((H, R, n * T)), u.new_empty((H, R, n, D, 2, M))
+    copy = u.new_empty((H, R, n * T) if _in_place(u, T, lengths) is None else 0)
+    return y, final, copy, u.new_empty((H, R, n, D, 2, M))
 
 
 @torch.library.custom_op("ptd::chunks_adjoint", mutates_args=())
@@ -75,21 +85,26 @@ def chunks_adjoint(
     grad_y: Tensor,
     grad_final: Tensor | None,
     has_x0: bool,
+    features_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of chunks by its arguments, that by x0 of no entries without it, from those of y and of final."""
+    """The gradients of chunks by its arguments, that by x0 of no entries without it, from those of y and of final.
+
+    features_first: whether that by u is left in memory as the kernels have it.
+    """
     from . import triton_chunks as kernels
     from . import triton_turns as turns
 
     matrices = kernels.Matrices(*(m.contiguous() for m in (decay, into, out, direct)))
     grad_final, lengths = (None if value is None else value.contiguous() for value in (grad_final, lengths))
     L, T = grad_y.shape[1], into.shape[1]
-    grad = grad_y.movedim(-1, 0)
-    if lengths is not None or grad.shape != v.shape or not grad.is_contiguous():
+    grad = _in_place(grad_y, T, lengths)
+    if grad is None:
         grad = turns.to_features(grad_y, v.shape[-1], lengths, T)
     grad_v, sums, grad_x0 = kernels.run_backward(v, matrices, entering, lengths, grad, grad_final, first=has_x0)
     grad_x0 = decay.new_empty(0) if grad_x0 is None else grad_x0
     rest = (sums.into.to(into.dtype), sums.out.to(out.dtype), sums.direct.to(direct.dtype))
-    return turns.from_features(grad_v, L, lengths), sums.decay, *rest, grad_x0
+    grad_u = grad_v.movedim(0, -1) if features_first else turns.from_features(grad_v, L, lengths)
+    return grad_u, sums.decay, *rest, grad_x0
 
 
 @chunks_adjoint.register_fake
@@ -104,19 +119,22 @@ def _(
     grad_y: Tensor,
     grad_final: Tensor | None,
     has_x0: bool,
+    features_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     H, R, _, D, _, M = entering.shape
     matrices = (m.new_empty(m.shape) for m in (decay, into, out, direct))
-    return grad_y.new_empty(grad_y.shape), *matrices, decay.new_empty((H, D, R, 2, M) if has_x0 else 0)
+    grad_u = torch.empty_like(v).movedim(0, -1) if features_first else grad_y.new_empty(grad_y.shape)
+    return grad_u, *matrices, decay.new_empty((H, D, R, 2, M) if has_x0 else 0)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     u, decay, into, out, direct, x0, lengths, _ = inputs
-    _, _, v, entering = output
-    ctx.has_x0, ctx.length = x0 is not None, u.shape[1]
+    _, _, copy, entering = output
+    v = _in_place(u, into.shape[1], lengths)
+    ctx.has_x0, ctx.length, ctx.in_place = x0 is not None, u.shape[1], v is not None
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(v, entering)
-    ctx.save_for_backward(v, decay, into, out, direct, entering, lengths)
+    ctx.mark_non_differentiable(copy, entering)
+    ctx.save_for_backward(copy if v is None else v, decay, into, out, direct, entering, lengths)
 
 
 def _backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None, *_: Any) -> tuple:
@@ -126,7 +144,7 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None, *_: An
     if grad_y is None:
         H, R, _ = v.shape
         grad_y = v.new_zeros((R, ctx.length, H))
-    *grads, grad_x0 = chunks_adjoint(v, *saved, grad_y.to(v.dtype), grad_final, ctx.has_x0)
+    *grads, grad_x0 = chunks_adjoint(v, *saved, grad_y.to(v.dtype), grad_final, ctx.has_x0, ctx.in_place)
     return *grads, grad_x0 if ctx.has_x0 else None, None, None
 
 

@@ -15,8 +15,8 @@ from ptd.whole_sets import check_targets
 
 from .dropout import Dropout
 from .encoder import encode
-from .fused import Passes
-from .norm import batch_norm_over_ranks, column_moments
+from .fused import Passes, before_blocks
+from .norm import batch_norm_over_ranks
 from .ranks import Part
 
 
@@ -54,8 +54,7 @@ class Program:
         """Outputs, or with targets their loss; with keys (n_layers, ...), one of each block, those of training.
 
         Inputs of training are a part of the batch, and the statistics of batch norm come too; call is that of
-        SequenceModel.apply. Where norms stand before layers and run as kernels, the moments of a block's output go on
-        to the next.
+        SequenceModel.apply. What a block finds goes on to the next, as Passes.ahead.
         """
         known: Tensor | None = None
         outer = {name: leaf for name, leaf in leaves.items() if not name.startswith("blocks.")}
@@ -63,8 +62,8 @@ class Program:
         def run_block(model: SequenceModel, i: int, leaves: dict, x: Tensor, **call: Any) -> Any:
             nonlocal known
             key = None if keys is None or not model.dropout else keys[i, 0]
-            if known is None and part is not None and model.prenorm and "norm" in self._fused:
-                known = column_moments(x.detach(), call["lengths"])
+            if i == 0 and part is not None:
+                known = before_blocks(model, x, call["lengths"], self._fused)
             x, statistics, known = self._block(leaves, x, known, call["lengths"], call["noise"], key, part)
             return x, statistics
 
@@ -103,8 +102,8 @@ class Program:
         key: Tensor | None,
         part: Part | None,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """A block, from the moments of its input to those of its output, where norms before layers take them; without
-        a part of a batch that of evaluation."""
+        """A block, from what the block before has found (Passes.ahead) to what this one has; without a part of a batch
+        that of evaluation."""
         leaves = _with_gradients_in_order(leaves)
         call: dict[str, Any] = {"lengths": lengths, "noise": noise}
         if part is None:
@@ -114,6 +113,7 @@ class Program:
 
         def run(layer: Layer, params: dict, u: Tensor, **call: Any) -> Any:
             own = passes.normed if noise is None else None
+            u = passes.layer_input(u) if noise is None else u
             return self._backend.apply(layer, params, u, fused=self._fused, normed=own, **call)
 
         call["run"] = run
@@ -121,7 +121,7 @@ class Program:
         if part.count < part.all and "norm" not in self._fused:
             named["batch_norm"] = batch_norm_over_ranks
         x, statistics = self._model.block(0, leaves, x, training=step, **call, **named)
-        return x, statistics, passes.found if self._model.prenorm else None
+        return x, statistics, passes.ahead
 
 
 def _with_gradients_in_order(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -226,6 +226,7 @@ class SequenceModel:
         noise: Array | None,
         run: Callable[..., Array],
         batch_norm: Callable[..., tuple[Array, Array, Array]] | None = None,
+        layer_norm: Callable[[Array, Array, Array], Array] | None = None,
         gated_sum: Callable[..., Array] | None = None,
         own_gelu: Callable[[Array], Array] | None = None,
         end: Callable[..., Array] | None = None,
@@ -240,6 +241,7 @@ class SequenceModel:
             x: its input.
             lengths, training, noise, run: as in apply; noise that of this block.
             batch_norm, own_gelu: in place of the functions batch_norm and gelu.
+            layer_norm: from x, scale and bias, in place of array code.
             gated_sum: in place of array code, from keep, z = W g, its bias and x: x + drop(keep sigmoid(z + bias)). For
                 full_glu, whose keep is a product as well, keep is None and comes before the gate in z (..., 2 H) and
                 bias (2 H,).
@@ -248,9 +250,8 @@ class SequenceModel:
         """
         block = _Scope(leaves, "")
         statistics: dict[str, Array] = {}
-        norm = functools.partial(
-            self._norm, block, lengths=lengths, training=training, statistics=statistics, own=batch_norm
-        )
+        own = layer_norm if self.norm == "layer" else batch_norm
+        norm = functools.partial(self._norm, block, lengths=lengths, training=training, statistics=statistics, own=own)
         z = norm(x) if self.prenorm else x
         if noise is not None:
             z = z + noise
@@ -430,10 +431,12 @@ class SequenceModel:
         lengths: Array | None,
         training: Training | None,
         statistics: dict[str, Array],
-        own: Callable[..., tuple[Array, Array, Array]] | None = None,
+        own: Callable[..., Any] | None = None,
     ) -> Array:
         if self.norm == "none":
             return x
+        if self.norm == "layer" and own is not None:
+            return own(x, block["norm.scale"], block["norm.bias"])
         xp, wide = namespace(x), astype(x, block["norm.scale"])
         scale, bias = block["norm.scale"], block["norm.bias"]
         if self.norm == "layer":

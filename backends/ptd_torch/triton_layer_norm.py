@@ -1,0 +1,127 @@
+"""Layer norm and its gradient, for two readers at once, as Triton kernels. Imported only where Triton is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import triton_columns
+
+
+class Tile(NamedTuple):
+    """How a kernel is cut: elements of a tile, elements a thread, programs (None: one a tile), stages of its loop."""
+
+    elements: int
+    each: int
+    programs: int | None
+    stages: int
+
+
+FORWARD = Tile(4096, 32, None, 1)
+#: Its programs keep the sums of two leaves' gradients, per element of their tile.
+BACKWARD = Tile(2048, 16, 528, 2)
+
+
+@triton.jit
+def _places(tile, R, H: tl.constexpr, BM: tl.constexpr, BH: tl.constexpr):
+    """Of a tile of whole rows: which elements there are, and where they lie with features last and with features first.
+
+    Offsets of 32 bits from a start of 64.
+    """
+    local, columns = tl.arange(0, BM), tl.arange(0, BH)
+    live = (tile * BM + local < R)[:, None] & (columns < H)[None, :]
+    return live, local[:, None] * H + columns[None, :], columns[None, :] * R + local[:, None]
+
+
+@triton.jit
+def _forward(
+    x, scale, bias, y, turned, means, inverses, R, epsilon, H: tl.constexpr, BM: tl.constexpr, BH: tl.constexpr
+):
+    tile = tl.program_id(0)
+    live, here, first = _places(tile, R, H, BM, BH)
+    columns, start = tl.arange(0, BH), tl.cast(tile, tl.int64) * BM
+    t = tl.load(x + start * H + here, mask=live, other=0.0).to(tl.float32)
+    mean = tl.sum(t, 1) / H
+    t = tl.where(live, t - mean[:, None], 0.0)
+    inverse = tl.rsqrt(tl.sum(t * t, 1) / H + epsilon)
+    rows = tile * BM + tl.arange(0, BM)
+    tl.store(means + rows, mean, mask=rows < R)
+    tl.store(inverses + rows, inverse, mask=rows < R)
+    factor = tl.load(scale + columns, mask=columns < H, other=0.0)[None, :]
+    t = t * inverse[:, None] * factor + tl.load(bias + columns, mask=columns < H, other=0.0)[None, :]
+    t = t.to(y.dtype.element_ty)
+    tl.store(y + start * H + here, t, mask=live)
+    if turned is not None:
+        tl.store(turned + start + first, t, mask=live)
+
+
+@triton.jit
+def _backward(
+    dy, dturned, x, scale, means, inverses, dx, sums, R,
+    H: tl.constexpr, BM: tl.constexpr, BH: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    columns = tl.arange(0, BH)
+    factor = tl.load(scale + columns, mask=columns < H, other=0.0)[None, :]
+    by_scale = tl.zeros((BM, BH), tl.float32)
+    by_bias = tl.zeros((BM, BH), tl.float32)
+    for tile in tl.range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0), num_stages=STAGES):
+        live, here, first = _places(tile, R, H, BM, BH)
+        start, rows = tl.cast(tile, tl.int64) * BM, tile * BM + tl.arange(0, BM)
+        g = tl.zeros((BM, BH), tl.float32)
+        if dy is not None:
+            g += tl.load(dy + start * H + here, mask=live, other=0.0).to(tl.float32)
+        if dturned is not None:
+            g += tl.load(dturned + start + first, mask=live, other=0.0).to(tl.float32)
+        mean = tl.load(means + rows, mask=rows < R, other=0.0)[:, None]
+        inverse = tl.load(inverses + rows, mask=rows < R, other=0.0)[:, None]
+        t = (tl.load(x + start * H + here, mask=live, other=0.0).to(tl.float32) - mean) * inverse
+        by_scale += g * t  # g is zero where nothing is
+        by_bias += g
+        g *= factor
+        d = g - (tl.sum(g, 1) / H)[:, None] - t * (tl.sum(g * t, 1) / H)[:, None]
+        tl.store(dx + start * H + here, (d * inverse).to(dx.dtype.element_ty), mask=live)
+    at = sums + tl.program_id(0) * H + columns
+    tl.store(at, tl.sum(by_scale, 0), mask=columns < H)
+    tl.store(at + tl.num_programs(0) * H, tl.sum(by_bias, 0), mask=columns < H)
+
+
+# --- launches ----------------------------------------------------------------------------------------------------
+
+
+def forward(
+    x: Tensor, scale: Tensor, bias: Tensor, epsilon: float, features_first: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ptd_torch.layer_norm.layer_normalized; arguments are contiguous."""
+    R, _, H = triton_columns.sizes(x)
+    y, statistics = torch.empty_like(x), scale.new_empty((2, R))
+    turned = x.new_empty((H, *x.shape[:-1])) if features_first else None
+    programs, call = _launch(R, H, FORWARD)
+    if R:
+        _forward[(programs,)](x, scale, bias, y, turned, *statistics, R, epsilon, **call)
+    return y, x.new_empty(0) if turned is None else turned, statistics
+
+
+def backward(
+    dy: Tensor | None, dturned: Tensor | None, x: Tensor, scale: Tensor, statistics: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradient by x, and those by scale and bias (2, H); arguments are contiguous."""
+    R, _, H = triton_columns.sizes(x)
+    dx = torch.empty_like(x)
+    programs, call = _launch(R, H, BACKWARD)
+    if not R:
+        return dx, scale.new_zeros((2, H))
+    sums = scale.new_empty((2, programs, H))
+    _backward[(programs,)](dy, dturned, x, scale, *statistics, dx, sums, R, STAGES=BACKWARD.stages, **call)
+    return dx, triton_columns.total(sums)
+
+
+def _launch(R: int, H: int, tile: Tile) -> tuple[int, dict[str, int]]:
+    BH = triton.next_power_of_2(H)
+    BM = max(1, tile.elements // BH)
+    warps = max(1, min(16, BM * BH // (32 * tile.each)))
+    programs = triton.cdiv(R, BM)
+    return min(programs, tile.programs or programs), {"H": H, "BM": BM, "BH": BH, "num_warps": warps}
