@@ -94,6 +94,6 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types of core, the contract and the Long Range Arena."""
+    """Types of core, the contract and the conformance suite."""
     session.install("mypy==2.4.1", "-e", ".[test]")
     session.run("mypy")

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ptd
-from ptd.layers import Layer
+from ptd.layers import S4
+from ptd.layers.diagonal import DiagonalLayer
 
 Leaves = dict[str, NDArray[np.float64]]
 
 #: Every layer of the lattice, with the initialisation its cases draw from.
-SUBJECTS: dict[str, tuple[Layer, str]] = {
+SUBJECTS: dict[str, tuple[S4 | DiagonalLayer, str]] = {
     "s5-zoh": (ptd.S5(3, 8, blocks=2), "ptd-closed"),
     "s5-bilinear-odd": (ptd.S5(2, 5, discretization="bilinear"), "legs"),
     "s5-all-modes": (ptd.S5(2, 4, conj_sym=False), "ptd-closed"),
@@ -46,7 +47,7 @@ ZOH = [name for name, (layer, _) in SUBJECTS.items() if layer.discretization == 
 class Case:
     """A layer, its parameters, an input, and how the layer is called. Equal only to itself, so results can be kept."""
 
-    layer: Layer
+    layer: S4 | DiagonalLayer
     params: Leaves = field(repr=False)
     u: NDArray[np.float64] = field(repr=False)
     call: dict[str, Any] = field(default_factory=dict, repr=False)

@@ -54,7 +54,7 @@ class Done:
     seconds: float | None
 
 
-def compare(label: str, actual: NDArray, expected: NDArray, allowed: NDArray | float) -> Measurement:
+def compare(label: str, actual: NDArray | float, expected: NDArray | float, allowed: NDArray | float) -> Measurement:
     """The largest |actual - expected| / allowed; infinite for NaN, wrong shapes, or any error where none is allowed."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     if actual.shape != expected.shape:

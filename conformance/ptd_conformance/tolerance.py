@@ -20,7 +20,9 @@ bound is the same formula once more. Convolution forms add the normwise error of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +34,7 @@ from ptd.layers import DSS, S4, S5, Layer
 from ptd.layers.diagonal import DiagonalLayer
 from ptd.sequences import Signal
 
-from .cases import Case
+from .cases import Case, Leaves
 
 Values = NDArray[np.float64]
 
@@ -46,7 +48,7 @@ DIFFERENCE = 1e-6
 
 def output(case: Case, dtype: str, products: float = 0.0) -> Values:
     """The allowed error of y, of its shape; products is the eps of the factors of products where it is wider."""
-    unit = FACTOR * np.finfo(dtype).eps
+    unit = FACTOR * float(np.finfo(dtype).eps)
     total = np.abs(case.params["D"] * case.u) if case.layer.skip else np.zeros(case.u.shape)
     total = (unit + 2 * products) * total
     for direction in directions(case.layer):
@@ -62,7 +64,7 @@ def output(case: Case, dtype: str, products: float = 0.0) -> Values:
 
 def state(case: Case, dtype: str, products: float = 0.0) -> Values:
     """The allowed error of the final state, of its shape."""
-    layer, unit, wide = case.layer, FACTOR * np.finfo(dtype).eps, THROUGH / 2 * products
+    layer, unit, wide = case.layer, FACTOR * float(np.finfo(dtype).eps), THROUGH / 2 * products
     runs = [_run(case, direction) for direction in directions(layer)]
     shape = (*case.u.shape[:-2], *layer.state_axes)
     sizes = (unit * _anywhere(run, run.error + run.size) + wide * _anywhere(run, run.size) for run in runs)
@@ -75,7 +77,7 @@ def gradient(
     case: Case, name: str, direction: Values, w: Values, w_state: Values, dtype: str, products: float = 0.0
 ) -> float:
     """The allowed error of the derivative of <w, y> + <w_state, final state> along a direction of one argument."""
-    unit, total = FACTOR * np.finfo(dtype).eps, 0.0
+    unit, total = FACTOR * float(np.finfo(dtype).eps), 0.0
     wide = 1.5 * THROUGH * products  # a derivative passes a third product
     for which in directions(case.layer):
         run = _run(case, which)
@@ -132,8 +134,16 @@ class _Run:
     ddrive: Values
     x0: Values
     C: Values  # |C|, conjugate pairs counted
-    size: Values | None = None
-    error: Values | None = None
+
+    @cached_property
+    def size(self) -> Values:
+        """The bound b on the states."""
+        return self.scan(self.drive, self.x0)
+
+    @cached_property
+    def error(self) -> Values:
+        """The bound e on their error."""
+        return self.scan(self.da * self.before(self.size, self.x0) + self.ddrive + self.size, 0 * self.x0)
 
     @property
     def axis(self) -> int:
@@ -173,20 +183,15 @@ def _run(case: Case, which: int) -> _Run:
     if call.get("state") is not None:
         x0 = np.abs(_of_direction(layer, from_pair(call["state"]), which))
     C = np.abs(layer.complex_leaf(case.params, "C_reverse" if which else "C")) * layer.weight
-    sizes = (_dplr if isinstance(layer, S4) else _diagonal)(layer, case.params, signal)
     if isinstance(layer, S4):
+        sizes = _dplr(layer, case.params, signal)
         x0, C = _norm(x0) * np.sqrt(layer.weight), _norm(C)
-    return _bounded(_Run(layer, signal, bool(which), *sizes, x0, C))
+    else:
+        sizes = _diagonal(layer, case.params, signal)
+    return _Run(layer, signal, bool(which), *sizes, x0, C)
 
 
-def _bounded(run: _Run) -> _Run:
-    """The run with the bounds that its recurrences give."""
-    size = run.scan(run.drive, run.x0)
-    error = run.scan(run.da * run.before(size, run.x0) + run.ddrive + size, 0 * run.x0)
-    return replace(run, size=size, error=error)
-
-
-def _diagonal(layer: DiagonalLayer, params: dict, signal: Signal) -> tuple[Values, Values, Values, Values]:
+def _diagonal(layer: DiagonalLayer, params: Leaves, signal: Signal) -> tuple[Values, Values, Values, Values]:
     step = layer.step_sizes(params, signal.step_scale)
     z = layer.eigenvalues(params) * step
     Lambda_bar, gain = (np.abs(v) for v in layer.discretized(params, signal.step_scale))
@@ -201,7 +206,7 @@ def _diagonal(layer: DiagonalLayer, params: dict, signal: Signal) -> tuple[Value
     return Lambda_bar, da, gain * Bu, dgain * Bu * _normaliser_condition(layer, params)
 
 
-def _dplr(layer: S4, params: dict, signal: Signal) -> tuple[Values, Values, Values, Values]:
+def _dplr(layer: S4, params: Leaves, signal: Signal) -> tuple[Values, Values, Values, Values]:
     transition, B_bar = layer.discretized(params, signal.step_scale)
     half = layer.eigenvalues(params) * layer.step_sizes(params, signal.step_scale) / 2
     left, right = (np.linalg.norm(part, axis=(-2, -1)) for part in (transition.left, transition.right))
@@ -213,14 +218,14 @@ def _dplr(layer: S4, params: dict, signal: Signal) -> tuple[Values, Values, Valu
     return a, da, drive, drive * (1 + da)
 
 
-def _input_size(layer: DiagonalLayer, params: dict, u: Values) -> Values:
+def _input_size(layer: DiagonalLayer, params: Leaves, u: Values) -> Values:
     """A bound on |B u|, (..., L, *modes)."""
     if isinstance(layer, S5):
         return np.abs(u) @ np.abs(layer.complex_leaf(params, "B")).T
     return np.abs(layer.drive(params, u))
 
 
-def _normaliser_condition(layer: Layer, params: dict) -> Values | float:
+def _normaliser_condition(layer: Layer, params: Leaves) -> Values | float:
     """1, or for DSS-softmax 1 plus the relative condition of 1/(e^z - 1) with respect to z."""
     if not (isinstance(layer, DSS) and layer.kernel_length):
         return 1.0
@@ -247,9 +252,9 @@ def _tangent(case: Case, which: int, run: _Run, name: str, direction: Values) ->
     if name == "D":
         return still
 
-    def along(of: object) -> NDArray:
+    def along(of: Callable[[Leaves], NDArray]) -> NDArray:
         """The derivative of an array-valued function of the parameters."""
-        ends = [of(case.params | {name: case.params[name] + s * DIFFERENCE * direction}) for s in (1, -1)]  # type: ignore[operator]
+        ends = [of(case.params | {name: case.params[name] + s * DIFFERENCE * direction}) for s in (1, -1)]
         return (ends[0] - ends[1]) / (2 * DIFFERENCE)
 
     scale, u = run.signal.step_scale, run.signal.u
@@ -290,18 +295,18 @@ def _impulse(run: _Run) -> _Run:
     drive, ddrive = np.zeros_like(run.drive), np.zeros_like(run.ddrive)
     drive[first] = np.linalg.norm(run.drive, axis=run.axis, keepdims=True)
     ddrive[first] = np.linalg.norm(run.ddrive, axis=run.axis, keepdims=True)
-    return _bounded(replace(run, drive=drive, ddrive=ddrive, x0=0 * run.x0))
+    return replace(run, drive=drive, ddrive=ddrive, x0=0 * run.x0)
 
 
 def _fft_factor(case: Case, *, derivative: bool = False) -> float:
     """Error of an FFT convolution over ||K|| ||u||: log2 of its length for each of three transforms, times what
     Cauchy sums cancel for S4.
     """
-    cancelled = _cancellation(case)[derivative] if isinstance(case.layer, S4) else 1.0
+    cancelled = _cancellation(case.layer, case)[derivative] if isinstance(case.layer, S4) else 1.0
     return 3 * np.log2(2 * case.u.shape[-2]) * cancelled
 
 
-def _cancellation(case: Case) -> tuple[float, float]:
+def _cancellation(layer: S4, case: Case) -> tuple[float, float]:
     """For S4's kernel and for its derivatives, what sums over a circle lose, in root mean square.
 
     K^(h) = C~ S B - g (C~ S P) W (P^* S B) with S diagonal, as ptd.convolution.cauchy has it. An error of S_n moves it
@@ -309,8 +314,7 @@ def _cancellation(case: Case) -> tuple[float, float]:
     the sums adds its own rounding. The derivative by Lambda_n is c_n b_n dS_n/dLambda_n with dS proportional to S^2, so
     there the relative errors of S, c and b count once more.
     """
-    layer, params, L = case.layer, case.params, case.u.shape[-2]
-    assert isinstance(layer, S4)
+    params, L = case.params, case.u.shape[-2]
     transition, _ = layer.discretized(params, _scale(case))
     Lambda, P, B = layer.system(params)
     Lambda, B, C = (_both_halves(layer, x) for x in (Lambda, B, layer.complex_leaf(params, "C")))

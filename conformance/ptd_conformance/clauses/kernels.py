@@ -89,7 +89,7 @@ def low_rank_scan_equals_its_definition(bench: Bench, subject: str) -> Iterator[
     a, left, right = 0.5 * coefficients((L, 3, M)), 0.1 * signal((L, 3, M, 2)), 0.1 * signal((L, 3, M, 2))
     a, left, right = (v.astype(np.complex64).astype(complex) for v in (a, left, right))
     drive, state, resets = signal((2, L, 3, M)), signal((2, 3, M)), steps((L,)) > 1.5
-    here = recurrence.LowRankTransition(*(bench.array(v) for v in (a, left, right)), conj_sym=True)
+    here = recurrence.LowRankTransition(bench.array(a), bench.array(left), bench.array(right), conj_sym=True)
     there = recurrence.LowRankTransition(a, left, right, conj_sym=True)
     resets = np.broadcast_to(resets, (2, L))
     x = bench.host(bench.backend.kernels.scan_low_rank(here, *(bench.array(v) for v in (drive, state, resets))))
@@ -124,5 +124,5 @@ def carries_equal_their_definition(bench: Bench, subject: str) -> Iterator[Measu
 def _majorant(a: NDArray, drive: NDArray, state: NDArray) -> tuple[NDArray, NDArray]:
     """The recurrence of carries on moduli, each in both planes."""
     moduli = (v * np.array([1.0, 0.0])[:, None] for v in (drive, state))
-    entering, final = chunks.carries(a, *moduli)
-    return tuple(np.repeat(v[..., :1, :], 2, axis=-2) for v in (entering, final))
+    entering, final = (np.repeat(v[..., :1, :], 2, axis=-2) for v in chunks.carries(a, *moduli))
+    return entering, final

@@ -40,9 +40,9 @@ def saved_file_loads_in_the_reference(bench: Bench, subject: str) -> Iterator[Me
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.safetensors"
         ptd.save(path, c.layer, bench.backend.module(c.layer, c.params, bench.dtype).leaves())
-        layer, params = ptd.load(path)
-    yield holds("description", layer == c.layer)
-    y = ptd.backend("numpy").apply(layer, {n: v.astype(np.float64) for n, v in params.items()}, c.u)
+        description, params = ptd.load(path)
+    yield holds("description", description == c.layer)
+    y = ptd.backend("numpy").apply(c.layer, {n: v.astype(np.float64) for n, v in params.items()}, c.u)
     yield compare("reference from its file", y, bench.apply(c)[0], 2 * tolerance.output(c, bench.dtype))
 
 
