@@ -94,6 +94,6 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types of core, the contract and the conformance suite."""
+    """Types of core, the conformance suite, and the backends in jax and mlx."""
     session.install("mypy==2.4.1", "-e", ".[test]")
     session.run("mypy")

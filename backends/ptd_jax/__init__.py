@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ptd import arrays, checks
 from ptd.arrays import Array
-from ptd.layers import Layer
+from ptd.layers import S5, Layer
 from ptd.model import SequenceModel
 from ptd.optimization import Optimizer
 from ptd.portable import PortableBackend
@@ -162,7 +162,7 @@ class JaxBackend(PortableBackend):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames=("return_state", "form"))
 def _apply(layer: Layer, choice: tuple, T: int | None, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
-    if T is not None:
+    if isinstance(layer, S5) and T is not None:
         return blocks.apply(
             layer, params, u, T, **{name: call[name] for name in call if name not in ("form", "resets")}
         )

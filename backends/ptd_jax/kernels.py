@@ -108,10 +108,10 @@ def scan_low_rank(
     steps = tuple(_time_first(part, axis) for part, axis in zip(parts, (-3, -4, -4), strict=False))
     keep = None if resets is None else _time_first(~resets, -1)[..., None, None]
 
-    def body(x: Array, at: tuple) -> tuple[Array, Array]:
+    def body(x: Array, at: tuple[Array, Array | None, tuple[Array, Array, Array] | tuple[()]]) -> tuple[Array, Array]:
         drive_k, keep_k, coefficients = at
         x = x if keep_k is None else jnp.where(keep_k, x, jnp.zeros_like(x))
-        now = LowRankTransition(*coefficients, transition.conj_sym) if per_step else transition
+        now = LowRankTransition(*coefficients, transition.conj_sym) if coefficients else transition
         x = now(x) + drive_k
         return x, x
 

@@ -148,8 +148,9 @@ def _segments(
     tile = max(t for t in (NARROWEST, 16, 32, WIDEST) if M % t == 0)
     wanted = 1 if a.shape[1] > 1 else min(PROGRAMS // max(1, R * D * M // tile), n // SHORTEST_SEGMENT)
     steps = -(-n // max(1, wanted))
-    options = {"tile": tile, "steps": steps, "backwards": backwards, "inclusive": inclusive, "interpret": interpret}
-    run = functools.partial(_launch, a, drive, **options)
+    run = functools.partial(
+        _launch, a, drive, tile=tile, steps=steps, backwards=backwards, inclusive=inclusive, interpret=interpret
+    )
     starts = start[:, None]
     segments = -(-n // steps)
     if segments > 1:

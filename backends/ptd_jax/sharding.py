@@ -87,8 +87,16 @@ def apply(
     def local(params: Mapping[str, Array], u: Array, state: Array | None, lengths: Array | None) -> Any:
         if lengths is not None:
             lengths = jnp.clip(lengths - lax.axis_index(axis) * stretch, 0, stretch)
-        call = {"state": state, "lengths": lengths, "step_scale": step_scale, "return_state": return_state}
-        return layer.apply(params, u, form="chunked", kernels=_across(axis, kernels), **call)
+        return layer.apply(
+            params,
+            u,
+            state=state,
+            lengths=lengths,
+            step_scale=step_scale,
+            return_state=return_state,
+            form="chunked",
+            kernels=_across(axis, kernels),
+        )
 
     whole, by_time = PartitionSpec(), PartitionSpec(*[None] * (u.ndim - 2), axis, None)
     return jax.shard_map(

@@ -142,8 +142,8 @@ def per_feature(
     parts = dataclasses.replace(learners.kernels, per_feature_chunks=None)
     for H, shape in LEARNERS_SHAPES:
         layer = ptd.S4D(H, 64, bidirectional=True)
-        options = {"kernels": parts, "form": "chunked", "source": "its parts one by one, this run"}
-        yield from layers(learners, layer=layer, shapes=[shape], **options)
+        source = "its parts one by one, this run"
+        yield from layers(learners, layer=layer, shapes=[shape], kernels=parts, form="chunked", source=source)
 
 
 def recurrences(

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from ptd import checks
 from ptd.arrays import Array
-from ptd.contract import Backend
 from ptd.model import SequenceModel, Training, is_statistic
 from ptd.optimization import Group, Optimizer
 from ptd.whole_sets import Placed, as_set, batches, check_rows, check_targets, checked_rows
 
+from . import JaxBackend
 from .dropout import dropout, step_key
 from .passes import training_block
 from .placement import Placement, counts, devices, joined, mine, total
@@ -54,7 +54,7 @@ class Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def _programs(
-    backend: Backend, model: SequenceModel, optimizer: Optimizer, activations: str | None, placement: Placement
+    backend: JaxBackend, model: SequenceModel, optimizer: Optimizer, activations: str | None, placement: Placement
 ) -> Programs:
     transform = optimizer_groups(optimizer)
 
@@ -103,7 +103,7 @@ class JaxLearner:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: JaxBackend,
         model: SequenceModel,
         params: Mapping[str, NDArray],
         optimizer: Optimizer,

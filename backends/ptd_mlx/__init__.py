@@ -32,7 +32,7 @@ class MlxBackend(PortableBackend):
     xp = namespace
     distributions = ("mlx",)
     #: On a CPU mlx computes the exponentials and sines of float64 in float32, and a GPU has no float64.
-    dtypes = ("float32",)
+    dtypes: tuple[str, ...] = ("float32",)
 
     @property
     def kernels(self) -> Kernels:  # type: ignore[override]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +43,7 @@ def _layer(backend: MlxBackend, layer: S5, L: int) -> Iterator[Figure]:
     ours = _differentiated(lambda params, u: backend.apply(layer, params, u))
     seconds, busy, memory = _measured(mx.compile(ours), params, u)
     for name, scan in PLAIN.items():
-        plain = _differentiated(lambda params, u, scan=scan: plain_s5(params, u, scan))
+        plain = _differentiated(functools.partial(plain_s5, scan=scan))
         other, other_busy, other_memory = _measured(plain, params, u)
         compiled, *_ = _measured(mx.compile(plain), params, u)
         yield Figure(

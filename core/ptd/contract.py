@@ -112,8 +112,10 @@ class Backend(Protocol):
     known_failures: Mapping[str, str]
     #: Parts of it that no run on any device has measured, each with what stands in for that; the report says so.
     not_run: Mapping[str, str]
-    #: Its kernels: ptd's definitions, or faster forms.
-    kernels: Kernels
+
+    @property
+    def kernels(self) -> Kernels:
+        """Its kernels: ptd's definitions, or faster forms."""
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that decide its numerics."""
