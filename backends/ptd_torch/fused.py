@@ -26,10 +26,10 @@ PARTS = ("chunks", "states", "tiles", "norm", "layer_norm", "gate", "end", "full
 
 #: The widest H up to which each part is faster than the array code as compiled, by the dtype of activations. This is
 #: the one place that decides; 0 turns a part off. Measured on an H200, tiles and embedding only together with the rest,
-#: norm by itself only for ListOps, layer_norm and full_end not yet.
+#: norm by itself only for ListOps, layer_norm and full_end together and in bfloat16 only for Image's S4-PTD.
 WIDEST = {
     torch.float32: dict.fromkeys(PARTS, 512) | {"end": 256, "full_end": 0, "layer_norm": 0},
-    torch.bfloat16: dict.fromkeys(PARTS, 512) | {"end": 256, "full_end": 0, "layer_norm": 0},
+    torch.bfloat16: dict.fromkeys(PARTS, 512) | {"end": 256, "full_end": 128, "layer_norm": 128},
 }
 
 #: Widths are a multiple of this: tiles are not masked over features.

@@ -1,6 +1,6 @@
 """Layers with a system per feature over chunks of T samples, as Triton kernels. Imported only where Triton is.
 
-A walk owns one feature, one direction and ROWS sequences, carries their states through the chunks in registers, and
+A walk owns one feature, one direction and 16 or 32 sequences, carries their states through the chunks in registers, and
 writes those that enter each chunk; all that its steps hand on is one multiplication. Outputs are then products over all
 chunks at once, y = u direct + x out. The gradient is the same two with transposed matrices from the other side, and
 sums of products over all chunks for the matrices.
@@ -25,16 +25,17 @@ from ptd import arrays, convolution
 
 from .triton_products import dot, entries, precision
 
-#: Rows (sequences) of a walk, its warps, and how many chunks ahead it loads. This and the next two: the fastest of ten
-#: settings on an H200.
-ROWS, WARPS, STAGES = 16, 2, 3
+#: Rows (sequences) of a walk, its warps, and how many chunks ahead it loads, by the bytes of an entry of the signal; of
+#: dense transitions as in float32. This and the next two: the fastest of ten settings on an H200, in bfloat16 of 18, 16
+#: and 18.
+WALK_TILES = {2: (32, 1, 3), 4: (16, 2, 3)}
 
 #: Rows (chunks) of a tile of outputs, its warps and stages, and the bytes of a row of states that it takes at a time.
 OUTPUT_ROWS, OUTPUT_WARPS, OUTPUT_STAGES, OUTPUT_BYTES = 128, 4, 2, 128
 
 #: Rows (chunks), warps and stages of the program that sums up the gradients of the matrices, by the bytes of an entry
 #: of the signal, and how many programs there are.
-PRODUCT_TILES, PRODUCT_PROGRAMS = {2: (64, 8, 3), 4: (32, 8, 2)}, 264
+PRODUCT_TILES, PRODUCT_PROGRAMS = {2: (64, 4, 3), 4: (32, 8, 2)}, 264
 
 #: Programs that keep the device busy; fewer, and time is cut into segments.
 ENOUGH_PROGRAMS = 256
@@ -330,7 +331,7 @@ def _cut(v: Tensor, matrices: Matrices) -> tuple[int, int]:
     H, R, length = v.shape
     _, T, D, _ = matrices.sizes
     n, S = length // T, 1
-    while n % (2 * S) == 0 and n // S > 8 and triton.cdiv(S * R, ROWS) * H * D < ENOUGH_PROGRAMS:
+    while n % (2 * S) == 0 and n // S > 8 and triton.cdiv(S * R, _walk_tile(v, matrices)[0]) * H * D < ENOUGH_PROGRAMS:
         S *= 2
     return S, n // S
 
@@ -378,6 +379,10 @@ def _power(transition: Tensor, n: int) -> Tensor:
     return result[:, 0]
 
 
+def _walk_tile(v: Tensor, matrices: Matrices) -> tuple[int, int, int]:
+    return WALK_TILES[4 if matrices.decay.ndim == 5 else v.element_size()]
+
+
 def _launch_walk(
     v: Tensor, matrices: Matrices, x0: Tensor | None, entering: Tensor | None, final: Tensor | None,
     lengths: Tensor | None, n: int, adjoint: bool,
@@ -388,11 +393,11 @@ def _launch_walk(
     if adjoint:
         into, square = (matrices.out, (1, T)), (1, 2 * M)
     N = length // (n * T) * R
-    constants = matrices.constants()
-    _walk[(D, triton.cdiv(N, ROWS), H)](
+    rows, warps, stages = _walk_tile(v, matrices)
+    _walk[(D, triton.cdiv(N, rows), H)](
         v, matrices.decay, into[0], x0, entering, final, lengths,
         N, R, n, M, length, int(adjoint), *square, *into[1],
-        **constants, ROWS=ROWS, num_warps=WARPS, num_stages=STAGES,
+        **matrices.constants(), ROWS=rows, num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 

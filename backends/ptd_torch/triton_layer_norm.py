@@ -21,9 +21,10 @@ class Tile(NamedTuple):
     stages: int
 
 
-FORWARD = Tile(4096, 32, None, 1)
+#: Of 8 and of 39 on an H200 in bfloat16 the fastest at 128 features; at 256 and 512 others take up to a sixth less.
+FORWARD = Tile(8192, 16, None, 1)
 #: Its programs keep the sums of two leaves' gradients, per element of their tile.
-BACKWARD = Tile(2048, 16, 528, 2)
+BACKWARD = Tile(4096, 16, 792, 1)
 
 
 @triton.jit
