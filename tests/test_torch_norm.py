@@ -166,11 +166,15 @@ def statistics(each, names, lengths):
 
 
 @LENGTHS
-def test_moments_are_looked_for_once_and_handed_on_from_block_to_block(lengths, monkeypatch):
-    seen = []
-    monkeypatch.setattr(program, "column_moments", lambda *of: seen.append(of) or column_moments(*of))
-    plain, chained = (statistics(TRAINED, names, lengths) for names in ((), ("norm", "gate")))
-    assert len(seen) == 1
+@pytest.mark.parametrize(("names", "passes"), [(("norm", "gate"), 1), (("norm",), 2)], ids=["sum", "norm alone"])
+def test_every_block_is_given_moments_which_only_the_sum_before_it_finds(names, passes, lengths, monkeypatch):
+    """Given to all or to none: a block with them and one without are compiled each."""
+    seen, given = [], []
+    monkeypatch.setattr(program, "Passes", lambda *of: given.append(of[2]) or fused.Passes(*of))
+    monkeypatch.setattr(fused, "column_moments", lambda *of: seen.append(of) or column_moments(*of))
+    plain, chained = (statistics(TRAINED, each, lengths) for each in ((), names))
+    assert len(seen) == passes
+    assert [known is None for known in given] == [True] * 2 + [False] * 2
     for name, expected in plain.items():
         np.testing.assert_allclose(chained[name], expected, rtol=1e-4, atol=1e-5)
 
@@ -179,7 +183,6 @@ def test_moments_are_looked_for_once_and_handed_on_from_block_to_block(lengths, 
 @pytest.mark.parametrize(("names", "passes"), [(("norm", "gate"), 0), (("norm",), 2)], ids=["sum", "norm alone"])
 def test_no_moments_go_from_block_to_block_where_norms_stand_after(names, passes, lengths, monkeypatch):
     seen, given = [], []
-    monkeypatch.setattr(program, "column_moments", None)
     monkeypatch.setattr(program, "Passes", lambda *of: given.append(of[2]) or fused.Passes(*of))
     monkeypatch.setattr(fused, "column_moments", lambda *of: seen.append(of) or column_moments(*of))
     plain, kernels = (statistics(AFTER, each, lengths) for each in ((), names))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ptd import checks
-from ptd.layers import DSS, S4D, S5
+from ptd.layers import S4D, S5
 from ptd.model import SequenceModel, Training
 
 from .end import block_end
@@ -99,12 +99,12 @@ def gelu(y: Tensor) -> Tensor:
 
 def reads_features_first(model: SequenceModel, x: Tensor, lengths: Tensor | None) -> bool:
     """Whether a block's layer reads its input x itself, and runs over chunks, which read features first."""
-    over_chunks = isinstance(model.layer, (S4D, DSS)) and lengths is None
+    over_chunks = isinstance(model.layer, S4D) and lengths is None
     return over_chunks and not model.prenorm and x.numel() < 2**31
 
 
-def before_blocks(model: SequenceModel, x: Tensor, lengths: Tensor | None, fused: Collection[str]) -> Tensor | None:
-    """What the first block begins with, as Passes.ahead: of x, which no block has found."""
+def ahead_of(model: SequenceModel, x: Tensor, lengths: Tensor | None, fused: Collection[str]) -> Tensor | None:
+    """What a block on x begins with, as Passes.ahead, where no block before has found it."""
     if model.prenorm:
         return column_moments(x.detach(), lengths) if "norm" in fused else None
     turned = "layer_norm" in fused and reads_features_first(model, x, lengths)

@@ -15,7 +15,7 @@ from ptd.whole_sets import check_targets
 
 from .dropout import Dropout
 from .encoder import encode
-from .fused import Passes, before_blocks
+from .fused import Passes, ahead_of
 from .norm import batch_norm_over_ranks
 from .ranks import Part
 
@@ -40,7 +40,7 @@ class Program:
     ):
         self._backend, self._model, self._activations, self._fused = backend, model, activations, fused
         self._encoder, self._block = compiled(self._encoder_of), compiled(self._block_of)
-        self._before, self._decoder = compiled(self._before_of), compiled(self._decoder_of)
+        self._ahead, self._decoder = compiled(self._ahead_of), compiled(self._decoder_of)
 
     def __call__(
         self,
@@ -62,8 +62,8 @@ class Program:
         def run_block(model: SequenceModel, i: int, leaves: dict, x: Tensor, **call: Any) -> Any:
             nonlocal known
             key = None if keys is None or not model.dropout else keys[i, 0]
-            if i == 0 and part is not None:
-                known = self._before(x, call["lengths"])
+            if known is None and part is not None:  # not within a block, which would be compiled twice
+                known = self._ahead(x, call["lengths"])
             x, statistics, known = self._block(leaves, x, known, call["lengths"], call["noise"], key, part)
             return x, statistics
 
@@ -81,8 +81,8 @@ class Program:
     def _encoder_of(self, leaves: dict, u: Tensor) -> Tensor:
         return encode(self._model, _with_gradients_in_order(leaves), u, self._activations, self._fused)
 
-    def _before_of(self, x: Tensor, lengths: Tensor | None) -> Tensor | None:
-        return before_blocks(self._model, x, lengths, self._fused)
+    def _ahead_of(self, x: Tensor, lengths: Tensor | None) -> Tensor | None:
+        return ahead_of(self._model, x, lengths, self._fused)
 
     def _decoder_of(self, leaves: dict, x: Tensor, lengths: Tensor | None, targets: Tensor | None) -> Tensor:
         """Outputs, or with targets their loss."""
