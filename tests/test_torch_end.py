@@ -10,9 +10,9 @@ from torch.testing import assert_close
 import ptd
 from ptd import model as core
 from ptd.model import SequenceModel, Training
-from ptd_torch import fused
+from ptd_torch import end, fused
 from ptd_torch.dropout import Dropout
-from ptd_torch.end import block_end
+from ptd_torch.end import block_end, block_end_adjoint
 
 pytestmark = interpreter.needed
 
@@ -124,6 +124,14 @@ def test_layers_output_may_have_features_first_and_its_gradient_has_then(each, s
     assert found[1][2].movedim(-1, 0).is_contiguous()
 
 
+@pytest.mark.parametrize(("L", "first"), [(2**25 - 1, True), (2**25, False)])
+def test_features_are_read_first_only_where_32_bits_count_them(L, first):
+    y = torch.empty((64, 1, L), device="meta").movedim(0, -1)
+    assert end._laid_out(y).is_contiguous() == (not first)
+    after = SequenceModel(ptd.S4D(64, 4), 1, 1, 2, norm="layer", prenorm=False)
+    assert fused.reads_features_first(after, y, None) == first
+
+
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # of a sigmoid that is 0 then
 def test_gelu_and_its_slope_are_cores_and_its_derivative():
     from ptd_torch import triton_end
@@ -151,13 +159,15 @@ def test_nothing_is_read_beyond_the_last_row():
     assert_close([out, *found], [expected, *moments], rtol=1e-4, atol=1e-4)
 
 
-def test_operator_passes_torchs_own_checks():
+@pytest.mark.parametrize("turned", [False, True])
+def test_operators_pass_torchs_own_checks(turned):
     y, x, weight, bias = (v.requires_grad_() for v in draws(0, (2, 20, 64), (2, 20, 64), (64, 64), (64,)))
-    torch.library.opcheck(
-        block_end,
-        (y, x, weight, bias, torch.tensor(3), torch.tensor(4), None, 0.5, False, "half_glu2", True),
-        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
-    )
+    y = y.detach().movedim(-1, 0).contiguous().movedim(0, -1).requires_grad_() if turned else y
+    keys, how = (torch.tensor(3), torch.tensor(4)), (0.5, False, "half_glu2")
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(block_end, (y, x, weight, bias, *keys, None, *how, True), test_utils=checks)
+    dout, y, g, z, weight, bias = (v.detach() for v in (x, y, x, x, weight, bias))
+    torch.library.opcheck(block_end_adjoint, (dout, y, g, z, weight, bias, *keys, *how), test_utils=checks[:2])
 
 
 def test_no_rows_have_no_moments_to_speak_of_and_no_gradients():

@@ -9,9 +9,11 @@ import torch
 from torch.testing import assert_close
 
 import ptd
-from ptd.model import normalized
+from ptd.model import Training, normalized
 from ptd_torch import backend
 from ptd_torch.layer_norm import layer_normalized
+from ptd_torch.program import Program
+from ptd_torch.ranks import ALONE
 
 pytestmark = interpreter.needed
 
@@ -67,6 +69,18 @@ def test_one_output_is_all_unless_two_are_wanted():
     assert all(torch.equal(*pair) for pair in pairs)
 
 
+def test_arguments_may_lie_in_memory_in_any_order():
+    x, dy, dturned, scale, bias = draws(192)
+    x, dy, dturned = (v[..., ::3] for v in (x, dy, dturned))
+    wide = torch.stack([scale[:64], bias[:64]], dim=1)
+    found = []
+    for given in ([x, *wide.unbind(1)], [v.clone(memory_format=torch.contiguous_format) for v in (x, *wide.unbind(1))]):
+        leaves = [v.requires_grad_() for v in given]
+        y, turned, _ = layer_normalized(*leaves, True)
+        found.append([y, turned, *torch.autograd.grad((y, turned), leaves, (dy, dturned.movedim(-1, 0)))])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
 def test_nothing_is_normed_of_no_rows():
     x, scale, bias = torch.zeros(0, 5, 64).requires_grad_(), *(torch.ones(64).requires_grad_() for _ in range(2))
     y, turned, _ = layer_normalized(x, scale, bias, True)
@@ -101,3 +115,17 @@ def test_a_training_step_turns_no_signal(monkeypatch):
     assert called(()) == ["from_features"] * 6 + ["to_features"] * 6
     assert called(("full_end",)) == ["from_features"] * 3 + ["to_features"] * 3
     assert called(("full_end", "layer_norm")) == []
+
+
+def test_layer_whose_input_has_noise_too_reads_both():
+    """And not what was written with features first, which has none."""
+    model = ptd.SequenceModel(ptd.S4D(64, 4), 1, 1, 3, norm="layer", prenorm=False)
+    leaves = model.initialize(np.random.default_rng(0))
+    leaves = {name: torch.tensor(value, dtype=torch.float32) for name, value in leaves.items()}
+    u, noise = (torch.randn(*shape, generator=torch.Generator().manual_seed(0)) for shape in ((2, 16, 1), (2, 16, 64)))
+    losses = []
+    for parts in ((), ("layer_norm",)):
+        whole = Program(backend, model, None, parts, lambda function: function)
+        call = {"training": Training(None), "layer_noise": [noise], "lengths": None}
+        losses.append(whole(leaves, u, torch.zeros(1, 1, 4), torch.tensor([0, 2]), ALONE.part(2), **call)[0])
+    assert_close(losses[1], losses[0], rtol=1e-5, atol=0)

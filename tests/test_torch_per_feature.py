@@ -14,7 +14,7 @@ from torch.testing import assert_close
 import ptd
 from ptd_torch import backend, per_feature_chunks
 from ptd_torch.kernels import KERNELS
-from ptd_torch.per_feature_chunks import chunks
+from ptd_torch.per_feature_chunks import chunks, chunks_adjoint
 
 pytestmark = interpreter.needed
 
@@ -123,6 +123,16 @@ def test_features_first_are_left_so_where_that_can_be_and_so_are_gradients(lengt
     assert turns == ["to_features", "from_features"] if left else sorted(turns)[::3] == ["from_features", "to_features"]
 
 
+def test_features_may_lie_further_apart_than_32_bits_count():
+    from ptd_torch import triton_turns
+
+    apart = 2**30
+    memory = torch.empty(2 * apart + 16, dtype=torch.int8)  # of which three pages are touched
+    u = memory.as_strided((1, 16, 3), (1, 1, apart))
+    u.copy_(torch.arange(48).view(1, 16, 3))
+    assert torch.equal(triton_turns.to_features(u, 16, None, 16), u.movedim(-1, 0))
+
+
 @pytest.mark.usefixtures("no_zeros_by_chance")
 @pytest.mark.parametrize("state", [False, True], ids=["from rest", "from a state"])
 def test_padding_is_neither_read_nor_written_to(layer, state, calls):
@@ -210,6 +220,19 @@ def test_operator_passes_torchs_own_checks(dense, state):
     # With a valid sample in each chunk: others are not set.
     for lengths in (None, torch.tensor([40, 33])):
         torch.library.opcheck(torch.ops.ptd.chunks.default, (*arguments, lengths))
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["features last", "features first"])
+@pytest.mark.parametrize("R", [1, 2])
+def test_operators_pass_torchs_own_checks_wherever_features_lie(R, first):
+    H, T, M, L = 2, 16, 3, 32
+    shapes = ((H, 2, M), (H, T, 2 * M), (H, 2 * M, T), (H, T, T))
+    matrices = [(0.3 * draw(*shape, seed=i)).requires_grad_() for i, shape in enumerate(shapes)]
+    u = draw(H, R, L).movedim(0, -1) if first else draw(R, L, H)
+    torch.library.opcheck(chunks, (u.requires_grad_(), *matrices, None, None, first))
+    signal, entering = draw(H, R, L), draw(H, R, L // T, 1, 2, M)
+    adjoint = (signal, *(m.detach() for m in matrices), entering, None, u.detach(), None, False, first)
+    torch.library.opcheck(chunks_adjoint, adjoint, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_final_state_alone_has_a_gradient_where_the_last_chunk_is_cut():

@@ -20,7 +20,7 @@ def _to_features(
     if lengths is not None:
         stop = tl.load(lengths + r).to(tl.int32)
         until = tl.cdiv(stop, T) * T
-    at = source + r * s_r + t[:, None].to(tl.int64) * s_t + h[None, :] * s_h
+    at = source + r * s_r + t[:, None].to(tl.int64) * s_t + h[None, :].to(tl.int64) * s_h
     v = tl.load(at, mask=(t < stop)[:, None] & (h < H)[None, :], other=0.0)
     at = target + r * length + h[:, None].to(tl.int64) * (tl.num_programs(0) // tiles) * length + t[None, :]
     tl.store(at, tl.trans(v), mask=(h < H)[:, None] & (t < until)[None, :])
