@@ -16,18 +16,19 @@ from ptd_torch.end import block_end, block_end_adjoint
 
 pytestmark = interpreter.needed
 
-# Whole tiles of 16 rows, each of one sequence; and neither.
+# Whole tiles of 16 and 32 rows, each of one sequence; and neither.
 EVEN, ODD = (2, 32), (3, 29)
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Several tiles of rows and of features; partial moments of two levels."""
+    """Several tiles of rows and of features, other ones for the gradient; partial moments of two levels."""
     from ptd_torch import triton_columns, triton_end
 
     tile = triton_end.Tile(rows=16, outputs=64, inner=32, features=32, warps=4, stages=1, registers=None)
-    for tiles in ("FORWARD", "FORWARD_FULL", "BACKWARD", "BACKWARD_FULL"):
-        monkeypatch.setattr(triton_end, tiles, dict.fromkeys(triton_end.FORWARD, tile))
+    back = tile._replace(rows=32, features=128)
+    for name, own in {"FORWARD": tile, "FORWARD_FULL": tile, "BACKWARD": back, "BACKWARD_FULL": back}.items():
+        monkeypatch.setattr(triton_end, name, dict.fromkeys((torch.float32, torch.bfloat16), own))
     monkeypatch.setattr(triton_columns, "PROGRAMS", 3)
     monkeypatch.setattr(triton_columns, "PARTS", 4)
 

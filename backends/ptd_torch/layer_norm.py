@@ -11,9 +11,7 @@ from ptd.model import NORM_EPSILON
 
 
 @torch.library.custom_op("ptd::layer_normalized", mutates_args=())
-def layer_normalized(
-    x: Tensor, scale: Tensor, bias: Tensor, features_first: bool
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def layer_normalized(x: Tensor, scale: Tensor, bias: Tensor, features_first: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Layer norm over features; see ptd.model.
 
     A block reads what is normed twice, in its layer and in its sum. Two outputs are two gradients, which one pass adds
