@@ -74,7 +74,8 @@ def triton_interpreter(session: nox.Session) -> None:
     )
     tests = [f"tests/test_torch_{name}.py" for name in names]
     session.run("python", "-m", "pytest", *tests, env=environment)
-    session.run("ptd", "conformance", "--backend", "torch", *clauses, *session.posargs, env=environment)
+    command = ("python", "tests/interpreter.py", "conformance")
+    session.run(*command, "--backend", "torch", *clauses, *session.posargs, env=environment)
 
 
 @nox.session

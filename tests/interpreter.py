@@ -1,7 +1,16 @@
-"""Triton's interpreter on a CPU, for the tests of Triton kernels."""
+"""Triton's interpreter on a CPU, for the tests of Triton kernels; run, the command `ptd` in it.
+
+Two things of the interpreter (Triton 3.9) cost more than all arithmetic, and change no number: it calls the function of
+a scan once per element, in Python, and looks through all of triton.language again where a kernel calls a function.
+Here a scan's function is called once per step, on what stands side by side, and that look is taken once per launch.
+"""
 
 from __future__ import annotations
 
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
@@ -10,3 +19,44 @@ from ptd_torch.scan import kernel_path
 RUNS = kernel_path(torch.device("cpu")) == "triton interpreter"
 
 needed = pytest.mark.skipif(not RUNS, reason="needs TRITON_INTERPRET=1 and Triton: nox -s triton-interpreter")
+
+
+def scan_by_steps(self: Any, arguments: tuple[Any, ...]) -> list[Any]:
+    """In place of triton.runtime.interpreter.ScanOps.generic_scan, for functions that give tuples."""
+    steps = range(arguments[0].shape[self.axis])
+    given = [
+        tuple(self.to_tensor(np.take(each.handle.data, [k], self.axis), each.dtype) for each in arguments)
+        for k in steps
+    ]
+    found = accumulate(given, lambda before, here: self.combine_fn.fn(*before, *here))
+    joined = (np.concatenate([each.handle.data for each in values], self.axis) for values in zip(*found, strict=True))
+    return [self.to_tensor(data, each.dtype) for data, each in zip(joined, arguments, strict=True)]
+
+
+def call_function(self: Any, *arguments: Any, **named: Any) -> Any:
+    """In place of InterpretedFunction.__call__: what a module sees of triton.language is replaced once a launch."""
+    if self.fn.__module__ not in _seen:
+        _seen.add(self.fn.__module__)
+        triton_interpreter._patch_lang(self.fn)
+    return self.rewrite()(*arguments, **named)
+
+
+def launch(self: Any, *arguments: Any, **named: Any) -> Any:
+    """In place of InterpretedFunction.run, whose end puts triton.language back."""
+    _seen.clear()
+    return run(self, *arguments, **named)
+
+
+_seen: set[str] = set()
+if RUNS:
+    from triton.runtime import interpreter as triton_interpreter
+    from triton.runtime.interpreter import InterpretedFunction, ScanOps
+
+    scan_by_elements, run = ScanOps.generic_scan, InterpretedFunction.run
+    ScanOps.generic_scan = scan_by_steps
+    InterpretedFunction.run, InterpretedFunction.__call__ = launch, call_function
+
+if __name__ == "__main__":
+    from ptd.cli import main
+
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import interpreter
 import pytest
 import torch
 from torch.testing import assert_close
@@ -66,6 +67,23 @@ def second_derivatives(run, values: list[torch.Tensor], exclusive: bool) -> tupl
     x, final = run(a, drive, x0, exclusive)
     first = torch.autograd.grad((x**3).sum() + (final**3).sum(), values, create_graph=True)
     return torch.autograd.grad(sum((gradient**2).sum() for gradient in first), values)
+
+
+@interpreter.needed
+def test_scan_by_steps_is_the_interpreters_own_bit_for_bit(monkeypatch):
+    """In several tiles, the last one cut, with padding beside the rows: one lane after the other, and all at once."""
+    from triton.runtime.interpreter import ScanOps
+
+    from ptd_torch import triton_scan
+
+    monkeypatch.setattr(triton_scan, "ROWS", 4)
+    monkeypatch.setattr(triton_scan, "LANES", 8)
+    found = {}
+    for run in (interpreter.scan_by_elements, interpreter.scan_by_steps):
+        monkeypatch.setattr(ScanOps, "generic_scan", run)
+        found[run] = scan(coefficients(), planes(R, 7, 2), None, True)
+    own, quick = found.values()
+    assert all(map(torch.equal, quick, own))
 
 
 def defined(a, drive, x0, exclusive: bool) -> tuple[torch.Tensor, torch.Tensor]:
