@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# XLA without most of its optimisations, here and in the processes that tests start: most of the time is the compiler's.
+# Tests hold programs to one another, and what it leaves out changes rounding alike in all that are compared; the
+# conformance of the jax backend is measured with all of them. jax reads it as it is imported.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -11,15 +18,3 @@ def cache_of_this_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTD_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-@pytest.fixture(scope="module")
-def quick_compiler():
-    """XLA without most of its optimisations, for modules whose time is its: they hold programs to one another, or run
-    kernels in interpret mode. What it leaves out changes rounding alike in all that are compared."""
-    import jax
-
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)

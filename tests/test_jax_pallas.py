@@ -17,8 +17,6 @@ from ptd import chunks, recurrence
 from ptd_jax import kernels, pallas_gpu, pallas_tpu
 from ptd_jax.recurrences import loop
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def draw(*shape: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)

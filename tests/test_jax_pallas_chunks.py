@@ -17,8 +17,6 @@ from ptd import chunks
 from ptd.chunks import ChunkSystem
 from ptd_jax import JaxBackend, kernels, pallas_chunks
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 fused = functools.partial(pallas_chunks.per_feature_chunks, interpret=True)
 
 

@@ -32,11 +32,6 @@ def backend(request):
     return ptd.backend(request.param)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
-#: The same for runs in a process of their own.
-ENVIRONMENT = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-
 JAX = ptd.backend("jax")
 RECIPES = {
     "listops": "s5-ptd",
@@ -188,7 +183,7 @@ run.go(clock.Clock())
 def test_run_killed_in_the_middle_of_a_save_resumes_as_if_nothing_happened(whole, small_sets, ending, at, tmp_path):
     small, data, folder = whole
     command = [sys.executable, "-c", KILLED, str(small_sets), str(tmp_path), str(HERE), ending, at]
-    died = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    died = subprocess.run(command, capture_output=True, text=True, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert list(tmp_path.glob(".checkpoint*"))
     run = Run(small, data, JAX, 3, tmp_path)
@@ -425,7 +420,7 @@ def test_recipe_files_are_utf_8_whatever_the_locale(tmp_path):
     code = "import sys; from ptd_conformance.lra import recipe; print(ascii(recipe.recipe('image', sys.argv[1]).note))"
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-c", code, f"{file}:a"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT | plain)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | plain)
     assert done.stdout == "'Poincar\\xe9'\n", done.stderr
 
 
@@ -434,7 +429,7 @@ def test_recipe_files_are_utf_8_whatever_the_locale(tmp_path):
 
 def train(*arguments: str, data: Path) -> subprocess.CompletedProcess:
     code = "from ptd.cli import main; main()"
-    environment = ENVIRONMENT | {"PTD_DATA": str(data)}
+    environment = os.environ | {"PTD_DATA": str(data)}
     command = [sys.executable, "-c", code, "train", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
@@ -526,7 +521,7 @@ def test_second_run_in_a_folder_is_refused_in_one_line(here, tmp_path):
 def test_lock_ends_with_the_process_that_holds_it(tmp_path):
     code = "import sys, os; from pathlib import Path; from ptd_conformance.lra import lock\n"
     code += "with lock.alone(Path(sys.argv[1]), 'out', 'a folder'): os._exit(0)"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / ".lock")], check=True, env=ENVIRONMENT)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / ".lock")], check=True)
     with lock.alone(tmp_path / ".lock", "out", "a folder"):
         assert (tmp_path / ".lock").exists()
 
@@ -543,7 +538,7 @@ def test_run_whose_reader_is_gone_says_so_and_is_saved(small_sets, own_recipe, t
     command = [sys.executable, "-c", code, "train", "mnist", "--recipe", own_recipe, "--out", str(tmp_path)]
     reader, writer = os.pipe()
     os.close(reader)
-    environment = ENVIRONMENT | {"PTD_DATA": str(small_sets), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"PTD_DATA": str(small_sets), "PYTHONUNBUFFERED": "1"}
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     os.close(writer)
     assert (done.returncode, done.stderr.splitlines()[-1:]) == (
@@ -566,7 +561,7 @@ def test_command_trains_on_two_devices_and_says_so(small_sets, own_recipe, tmp_p
     refused = train(*options, "--backend", "mlx", data=small_sets)
     message = "ptd: devices: expected 1, what mlx trains on, got 2; the jax and torch backends take several\n"
     assert refused.stderr == message
-    monkeypatch.setitem(ENVIRONMENT, "XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2", prepend=" ")
     done = train(*options, data=small_sets)
     assert done.returncode == 0, done.stderr
     assert "jax on 2 x cpu, seed 0" in done.stdout
@@ -594,6 +589,6 @@ def test_data_sets_are_read_from_the_store_as_they_were_written(small_sets):
 def test_commands_run_from_a_tree_that_is_not_installed(small_sets, own_recipe, tmp_path):
     command = [sys.executable, "-m", "ptd_conformance.lra", "train", "mnist", "--recipe", own_recipe]
     command += ["--backend", "ptd_jax:backend", "--root", str(small_sets), "--out", str(tmp_path), "--budget", "1s"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert results.read(tmp_path / "mnist-small-jax-0.json")["state"] == "running"
