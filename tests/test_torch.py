@@ -325,7 +325,7 @@ def test_step_as_onnx_equals_step(layer, tmp_path):
 def test_two_processes_equal_one(tmp_path):
     """A step under DDP and one under FSDP2; see torch_processes.py.
 
-    Seven seconds, nearly all imports of three interpreters; two minutes where others leave it a few percent of a core.
+    Four seconds, nearly all imports of one interpreter; more where others leave it a few percent of a core.
     """
     script = Path(__file__).with_name("torch_processes.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -69,5 +69,7 @@ def process(rank: int, meeting_point: str) -> None:
 
 
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(process, (sys.argv[1],), nprocs=SIZE)
+    # A fork has what this process has imported; on macOS what is imported may have threads, which a fork loses.
+    method = "fork" if sys.platform == "linux" else "spawn"
+    torch.multiprocessing.start_processes(process, (sys.argv[1],), nprocs=SIZE, start_method=method)
     print("equal")
