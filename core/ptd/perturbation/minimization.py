@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import scipy.optimize
 from numpy.typing import NDArray
 
 from . import eigen_gradients, responses
@@ -194,9 +193,11 @@ def _rank(problem: Problem, E: Array, factor: float = 1.0) -> tuple[bool, int, f
 
 
 def _descend(problem: Problem, x: Array, iterations: int, stage: Round) -> tuple[float, Array]:
+    from scipy.optimize import minimize  # a quarter of what `import ptd` would take
+
     share, looseness, resonant = stage
     limit = max(1, round(share * iterations))
     options = {"maxiter": limit, "maxfun": 2 * limit, "maxcor": 20, "ftol": 1e-8, "gtol": 1e-9}
     arguments = (looseness, problem.samples(x if resonant else None))
-    found = scipy.optimize.minimize(problem.objective, x, arguments, "L-BFGS-B", jac=True, options=options)
+    found = minimize(problem.objective, x, arguments, "L-BFGS-B", jac=True, options=options)
     return float(found.fun), found.x
