@@ -53,8 +53,9 @@ if RUNS:
     from triton.runtime.interpreter import InterpretedFunction, ScanOps
 
     scan_by_elements, run = ScanOps.generic_scan, InterpretedFunction.run
-    ScanOps.generic_scan = scan_by_steps
-    InterpretedFunction.run, InterpretedFunction.__call__ = launch, call_function
+    if hasattr(triton_interpreter, "_patch_lang"):  # another Triton runs as it is
+        ScanOps.generic_scan = scan_by_steps
+        InterpretedFunction.run, InterpretedFunction.__call__ = launch, call_function
 
 if __name__ == "__main__":
     from ptd.cli import main
