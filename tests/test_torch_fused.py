@@ -110,7 +110,7 @@ def test_what_a_learner_compiles_rounds_alike_in_every_process(monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options["options"]) or function)
     learner(model(), compiled=True)
-    assert asked == [{"deterministic": True}] * 4
+    assert asked == [{"deterministic": True}] * 5
 
 
 def test_gelu_and_its_slope_are_those_of_core():
