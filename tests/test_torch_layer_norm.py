@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import interpreter
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch.testing import assert_close
 import ptd
 from ptd.model import Training, normalized
 from ptd_torch import backend
+from ptd_torch.kernels import KERNELS
 from ptd_torch.layer_norm import layer_normalized
 from ptd_torch.program import Program
 from ptd_torch.ranks import ALONE
@@ -104,7 +107,9 @@ def test_a_training_step_turns_no_signal(monkeypatch):
     for name in ("to_features", "from_features"):
         turn = getattr(triton_turns, name)
         monkeypatch.setattr(triton_turns, name, lambda *args, turn=turn, name=name: turns.append(name) or turn(*args))
-    model = ptd.SequenceModel(ptd.S4D(64, 4), 3, 1, 2, norm="layer", prenorm=False, activation="full_glu")
+    # The matrices over chunks as array code: as kernels they take most of the time, and have tests of their own.
+    monkeypatch.setitem(KERNELS, "cpu", dataclasses.replace(KERNELS["cpu"], diagonal_chunks=None))
+    model = ptd.SequenceModel(ptd.S4D(64, 4), 2, 1, 2, norm="layer", prenorm=False, activation="full_glu")
     optimizer = ptd.optimization.Optimizer(lr=1e-3, total_steps=10)
     params, u = model.initialize(np.random.default_rng(0)), np.ones((2, 16, 1), np.float32)
 
@@ -113,8 +118,7 @@ def test_a_training_step_turns_no_signal(monkeypatch):
         backend.learner(model, params, optimizer, 0, compiled=False, fused=names).step(u, np.array([0, 1]))
         return sorted(turns)
 
-    assert called(()) == ["from_features"] * 6 + ["to_features"] * 6
-    assert called(("full_end",)) == ["from_features"] * 3 + ["to_features"] * 3
+    assert called(("full_end",)) == ["from_features"] * 2 + ["to_features"] * 2
     assert called(("full_end", "layer_norm")) == []
 
 

@@ -199,6 +199,7 @@ def test_compiler_keeps_no_activation_for_the_gradient_at_twice_its_size(each, m
     """As its own division into forward and backward pass has it, with nothing compiled after that."""
     from torch._inductor.compile_fx import compile_fx
 
+    torch.compiler.reset()  # compilations are counted by code, which all learners of this process share
     divided = functools.partial(compile_fx, inner_compile=lambda graph, *_, **__: make_boxed_func(graph.forward))
     monkeypatch.setattr(training, "compile_once", lambda f, **_: torch.compile(f, backend=divided, fullgraph=True))
     each = dataclasses.replace(each, activation="full_glu", n_layers=1)
