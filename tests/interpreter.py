@@ -7,6 +7,7 @@ Here a scan's function is called once per step, on what stands side by side, and
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import accumulate
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from ptd_torch.kernels import KERNELS
 from ptd_torch.scan import kernel_path
 
 RUNS = kernel_path(torch.device("cpu")) == "triton interpreter"
@@ -45,6 +47,22 @@ def launch(self: Any, *arguments: Any, **named: Any) -> Any:
     """In place of InterpretedFunction.run, whose end puts triton.language back."""
     _seen.clear()
     return run(self, *arguments, **named)
+
+
+def counted_turns(patch: pytest.MonkeyPatch) -> list[str]:
+    """The names of triton_turns' functions as they are called from now on."""
+    from ptd_torch import triton_turns
+
+    called: list[str] = []
+    for name in ("to_features", "from_features"):
+        turn = getattr(triton_turns, name)
+        patch.setattr(triton_turns, name, lambda *args, turn=turn, name=name: called.append(name) or turn(*args))
+    return called
+
+
+def matrices_by_array_code(patch: pytest.MonkeyPatch) -> None:
+    """Matrices over chunks not as kernels, which take most of a learner's time here and have tests of their own."""
+    patch.setitem(KERNELS, "cpu", dataclasses.replace(KERNELS["cpu"], diagonal_chunks=None))
 
 
 _seen: set[str] = set()

@@ -27,7 +27,7 @@ def small_tiles(monkeypatch):
 
     tile = triton_end.Tile(rows=16, outputs=64, inner=32, features=32, warps=4, stages=1, registers=None)
     back = tile._replace(rows=32, features=128)
-    for name, own in {"FORWARD": tile, "FORWARD_FULL": tile, "BACKWARD": back, "BACKWARD_FULL": back}.items():
+    for name, own in {"FORWARD": tile, "FORWARD_FULL": tile, "BACKWARD": back}.items():
         monkeypatch.setattr(triton_end, name, dict.fromkeys((torch.float32, torch.bfloat16), own))
     monkeypatch.setattr(triton_columns, "PROGRAMS", 3)
     monkeypatch.setattr(triton_columns, "PARTS", 4)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import interpreter
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from ptd.model import SequenceModel, Training, batch_norm, moments
 from ptd_torch import backend, fused, training
 from ptd_torch.dropout import Dropout
 from ptd_torch.gate import gated_sum, gated_sum_adjoint
-from ptd_torch.kernels import KERNELS
 from ptd_torch.norm import batch_normalized, column_moments
 
 pytestmark = interpreter.needed
@@ -164,8 +161,7 @@ def test_learner_trains_as_without_kernels(names, options, compiled, monkeypatch
     u = np.random.default_rng(1).standard_normal((3, L, 1)).astype(np.float32)
     lengths = None if "layer" in options else np.array([12, 5, 1])
     optimizer = ptd.optimization.Optimizer(lr=1e-3, ssm_lr=1e-3, weight_decay=0.0, total_steps=10)
-    # The matrices over chunks as array code: as kernels they take most of the time, and have tests of their own.
-    monkeypatch.setitem(KERNELS, "cpu", dataclasses.replace(KERNELS["cpu"], diagonal_chunks=None))
+    interpreter.matrices_by_array_code(monkeypatch)
     torch.compiler.reset()  # compilations are counted by code, which all learners of this process share
     monkeypatch.setattr(training, "compile_once", lambda f, **_: torch.compile(f, backend="aot_eager", fullgraph=True))
 

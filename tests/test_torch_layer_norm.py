@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import interpreter
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from torch.testing import assert_close
 import ptd
 from ptd.model import Training, normalized
 from ptd_torch import backend
-from ptd_torch.kernels import KERNELS
 from ptd_torch.layer_norm import layer_normalized
 from ptd_torch.program import Program
 from ptd_torch.ranks import ALONE
@@ -101,14 +98,8 @@ def test_operator_passes_torchs_own_checks():
 
 def test_a_training_step_turns_no_signal(monkeypatch):
     """Blocks read and write what layers do; what the encoder writes is turned by array code."""
-    from ptd_torch import triton_turns
-
-    turns: list[str] = []
-    for name in ("to_features", "from_features"):
-        turn = getattr(triton_turns, name)
-        monkeypatch.setattr(triton_turns, name, lambda *args, turn=turn, name=name: turns.append(name) or turn(*args))
-    # The matrices over chunks as array code: as kernels they take most of the time, and have tests of their own.
-    monkeypatch.setitem(KERNELS, "cpu", dataclasses.replace(KERNELS["cpu"], diagonal_chunks=None))
+    turns = interpreter.counted_turns(monkeypatch)
+    interpreter.matrices_by_array_code(monkeypatch)
     model = ptd.SequenceModel(ptd.S4D(64, 4), 2, 1, 2, norm="layer", prenorm=False, activation="full_glu")
     optimizer = ptd.optimization.Optimizer(lr=1e-3, total_steps=10)
     params, u = model.initialize(np.random.default_rng(0)), np.ones((2, 16, 1), np.float32)

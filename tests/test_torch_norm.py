@@ -165,13 +165,20 @@ def statistics(each, names, lengths):
     return updated
 
 
-@LENGTHS
-@pytest.mark.parametrize(("names", "passes"), [(("norm", "gate"), 1), (("norm",), 2)], ids=["sum", "norm alone"])
-def test_every_block_is_given_moments_which_only_the_sum_before_it_finds(names, passes, lengths, monkeypatch):
-    """Given to all or to none: a block with them and one without are compiled each."""
+@pytest.fixture
+def moments_seen(monkeypatch):
+    """What moments are looked for in, and what each block is given."""
     seen, given = [], []
     monkeypatch.setattr(program, "Passes", lambda *of: given.append(of[2]) or fused.Passes(*of))
     monkeypatch.setattr(fused, "column_moments", lambda *of: seen.append(of) or column_moments(*of))
+    return seen, given
+
+
+@LENGTHS
+@pytest.mark.parametrize(("names", "passes"), [(("norm", "gate"), 1), (("norm",), 2)], ids=["sum", "norm alone"])
+def test_every_block_is_given_moments_which_only_the_sum_before_it_finds(names, passes, lengths, moments_seen):
+    """Given to all or to none: a block with them and one without are compiled each."""
+    seen, given = moments_seen
     plain, chained = (statistics(TRAINED, each, lengths) for each in ((), names))
     assert len(seen) == passes
     assert [known is None for known in given] == [True] * 2 + [False] * 2
@@ -181,10 +188,8 @@ def test_every_block_is_given_moments_which_only_the_sum_before_it_finds(names, 
 
 @LENGTHS
 @pytest.mark.parametrize(("names", "passes"), [(("norm", "gate"), 0), (("norm",), 2)], ids=["sum", "norm alone"])
-def test_no_moments_go_from_block_to_block_where_norms_stand_after(names, passes, lengths, monkeypatch):
-    seen, given = [], []
-    monkeypatch.setattr(program, "Passes", lambda *of: given.append(of[2]) or fused.Passes(*of))
-    monkeypatch.setattr(fused, "column_moments", lambda *of: seen.append(of) or column_moments(*of))
+def test_no_moments_go_from_block_to_block_where_norms_stand_after(names, passes, lengths, moments_seen):
+    seen, given = moments_seen
     plain, kernels = (statistics(AFTER, each, lengths) for each in ((), names))
     assert len(seen) == passes
     assert given == [None] * 4

@@ -101,12 +101,7 @@ def no_zeros_by_chance():
 )
 def test_features_first_are_left_so_where_that_can_be_and_so_are_gradients(length, bounded, monkeypatch):
     """The signal of the gradient is not copied then: the turn of outputs is never called, that of u once."""
-    from ptd_torch import triton_turns
-
-    turns: list[str] = []
-    for name in ("to_features", "from_features"):
-        turn = getattr(triton_turns, name)
-        monkeypatch.setattr(triton_turns, name, lambda *args, turn=turn, name=name: turns.append(name) or turn(*args))
+    turns = interpreter.counted_turns(monkeypatch)
     layer = LAYERS["s4d both ways"]
     params, u = parameters(layer), draw(BATCH, length, layer.d_model).requires_grad_()
     call = {"form": "chunked", "lengths": torch.tensor([length, 20]) if bounded else None}

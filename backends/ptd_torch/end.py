@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: Fewer elements than these may be read and written with features first: 32 bits count them.
+MOST_FIRST = 2**31
+
 
 @torch.library.custom_op("ptd::block_end", mutates_args=())
 def block_end(
@@ -69,7 +72,7 @@ def _(
 
 def _laid_out(y: Tensor) -> Tensor:
     """y with features first or last in memory and all else in order; first where 32 bits count its elements."""
-    return y if y.movedim(-1, 0).is_contiguous() and y.numel() < 2**31 else y.contiguous()
+    return y if y.movedim(-1, 0).is_contiguous() and y.numel() < MOST_FIRST else y.contiguous()
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:

@@ -13,7 +13,7 @@ from ptd import checks
 from ptd.layers import S4D, S5
 from ptd.model import SequenceModel, Training
 
-from .end import block_end
+from .end import MOST_FIRST, block_end
 from .gate import gated_sum
 from .layer_norm import layer_normalized
 from .norm import Normed, batch_normalized, column_moments
@@ -100,7 +100,7 @@ def gelu(y: Tensor) -> Tensor:
 def reads_features_first(model: SequenceModel, x: Tensor, lengths: Tensor | None) -> bool:
     """Whether a block's layer reads its input x itself, and runs over chunks, which read features first."""
     over_chunks = isinstance(model.layer, S4D) and lengths is None
-    return over_chunks and not model.prenorm and x.numel() < 2**31
+    return over_chunks and not model.prenorm and x.numel() < MOST_FIRST
 
 
 def ahead_of(model: SequenceModel, x: Tensor, lengths: Tensor | None, fused: Collection[str]) -> Tensor | None:

@@ -46,9 +46,10 @@ def chunks(
     L, T = u.shape[1], into.shape[1]
     matrices = kernels.Matrices(*(m.contiguous() for m in (decay, into, out, direct)))
     x0, lengths = (None if value is None else value.contiguous() for value in (x0, lengths))
-    v = _in_place(u, T, lengths)
-    copy = turns.to_features(u, -(-L // T) * T, lengths, T) if v is None else u.new_empty(0)
-    y, final, entering = kernels.run(copy if v is None else v, matrices, x0, lengths, last=lengths is None)
+    v, copy = _in_place(u, T, lengths), u.new_empty(0)
+    if v is None:
+        v = copy = turns.to_features(u, -(-L // T) * T, lengths, T)
+    y, final, entering = kernels.run(v, matrices, x0, lengths, last=lengths is None)
     y = y.movedim(0, -1) if features_first else turns.from_features(y, L, lengths)
     return y, decay.new_empty(0) if final is None else final, copy, entering
 

@@ -330,8 +330,8 @@ def _cut(v: Tensor, matrices: Matrices) -> tuple[int, int]:
     """Segments and chunks of a segment. Segments are equal, so that none ends in padding."""
     H, R, length = v.shape
     _, T, D, _ = matrices.sizes
-    n, S = length // T, 1
-    while n % (2 * S) == 0 and n // S > 8 and triton.cdiv(S * R, _walk_tile(v, matrices)[0]) * H * D < ENOUGH_PROGRAMS:
+    n, S, (rows, _, _) = length // T, 1, _walk_tile(v, matrices)
+    while n % (2 * S) == 0 and n // S > 8 and triton.cdiv(S * R, rows) * H * D < ENOUGH_PROGRAMS:
         S *= 2
     return S, n // S
 

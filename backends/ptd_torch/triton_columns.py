@@ -32,6 +32,12 @@ def placed(tile, R, H, columns, BM: tl.constexpr):
 
 
 @triton.jit
+def placed_first(base, tile, columns, R, BM: tl.constexpr):
+    """Where elements of a tile of whole rows lie with features first in memory: 32-bit offsets from a 64-bit start."""
+    return base + tl.cast(tile, tl.int64) * BM + (columns[None, :] * R + tl.arange(0, BM)[:, None])
+
+
+@triton.jit
 def valid_rows(rows, lengths, R, L):
     """Which rows count: those within the length of their sequence."""
     valid = rows < R

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import triton_columns
-from .triton_columns import valid_rows
+from .triton_columns import placed_first, valid_rows
 from .triton_gate import dropped, masks, sigmoid, thresholds
 from .triton_products import accumulated, accumulated_both, precision
 
@@ -47,9 +47,9 @@ class Tile(NamedTuple):
     registers: int | None
 
 
-#: The tiles of both kernels by dtype; those of full_glu, whose forward kernel has two sums in registers: of 22 in
+#: The tiles of both kernels by dtype; full_glu's forward kernel, which has two sums in registers, has its own: of 22 in
 #: bfloat16 the fastest or near it at 128, 256 and 512 features on an H200.
-FORWARD = BACKWARD = BACKWARD_FULL = {
+FORWARD = BACKWARD = {
     torch.float32: Tile(64, 128, 32, 64, 8, 3, 128),
     torch.bfloat16: Tile(128, 128, 64, 64, 8, 3, 128),
 }
@@ -96,7 +96,7 @@ def _tile_of(tile, R, columns, WHOLE: tl.constexpr, H: tl.constexpr, BM: tl.cons
 def _of_layer(y, tile, start, here, columns, R, TURNED: tl.constexpr, BM: tl.constexpr):
     """Where elements of y or its gradient lie: like all others, or with features first (ptd_torch.end)."""
     if TURNED:
-        return y + tl.cast(tile, tl.int64) * BM + (columns[None, :] * R + tl.arange(0, BM)[:, None])
+        return placed_first(y, tile, columns, R, BM)
     else:
         return y + start + here
 
@@ -249,8 +249,7 @@ def backward(
     """The gradients by y, laid out like y, by z and by bias, from weight^T; arguments as those of forward."""
     R, L, _ = triton_columns.sizes(y)
     dz, dy = y.new_empty(z.shape), torch.empty_like(y)
-    tile = (BACKWARD_FULL if activation == "full_glu" else BACKWARD)[y.dtype]
-    tiles, call = _launch(y, first, rate, tied, activation, tile)
+    tiles, call = _launch(y, first, rate, tied, activation, BACKWARD[y.dtype])
     sums = bias.new_empty((1, tiles, len(bias)))
     _end_gradient[(tiles,)](
         dout, y, z, transposed, bias, first, second, dz, dy, sums, R, L, *thresholds(rate), **call
@@ -273,4 +272,4 @@ def _launch(
     }  # fmt: skip
     # Three TF32 products in place of one take more registers.
     wide = y.dtype == torch.float32 and precision() != "tf32"
-    return triton.cdiv(R, BM), call if wide or tile.registers is None else call | {"maxnreg": tile.registers}
+    return triton.cdiv(R, BM), call if wide else call | {"maxnreg": tile.registers}

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import triton_columns
+from .triton_columns import placed_first
 
 
 class Tile(NamedTuple):
@@ -29,13 +30,11 @@ BACKWARD = Tile(4096, 16, 792, 1)
 
 @triton.jit
 def _places(tile, R, H: tl.constexpr, BM: tl.constexpr, BH: tl.constexpr):
-    """Of a tile of whole rows: which elements there are, and where they lie with features last and with features first.
-
-    Offsets of 32 bits from a start of 64.
-    """
+    """The rows of a tile, which elements there are, where it starts and where they lie from there, in 32 bits."""
     local, columns = tl.arange(0, BM), tl.arange(0, BH)
-    live = (tile * BM + local < R)[:, None] & (columns < H)[None, :]
-    return live, local[:, None] * H + columns[None, :], columns[None, :] * R + local[:, None]
+    rows = tile * BM + local
+    live = (rows < R)[:, None] & (columns < H)[None, :]
+    return rows, live, tl.cast(tile, tl.int64) * (BM * H), local[:, None] * H + columns[None, :]
 
 
 @triton.jit
@@ -43,21 +42,20 @@ def _forward(
     x, scale, bias, y, turned, means, inverses, R, epsilon, H: tl.constexpr, BM: tl.constexpr, BH: tl.constexpr
 ):
     tile = tl.program_id(0)
-    live, here, first = _places(tile, R, H, BM, BH)
-    columns, start = tl.arange(0, BH), tl.cast(tile, tl.int64) * BM
-    t = tl.load(x + start * H + here, mask=live, other=0.0).to(tl.float32)
+    columns = tl.arange(0, BH)
+    rows, live, start, here = _places(tile, R, H, BM, BH)
+    t = tl.load(x + start + here, mask=live, other=0.0).to(tl.float32)
     mean = tl.sum(t, 1) / H
     t = tl.where(live, t - mean[:, None], 0.0)
     inverse = tl.rsqrt(tl.sum(t * t, 1) / H + epsilon)
-    rows = tile * BM + tl.arange(0, BM)
     tl.store(means + rows, mean, mask=rows < R)
     tl.store(inverses + rows, inverse, mask=rows < R)
     factor = tl.load(scale + columns, mask=columns < H, other=0.0)[None, :]
     t = t * inverse[:, None] * factor + tl.load(bias + columns, mask=columns < H, other=0.0)[None, :]
     t = t.to(y.dtype.element_ty)
-    tl.store(y + start * H + here, t, mask=live)
+    tl.store(y + start + here, t, mask=live)
     if turned is not None:
-        tl.store(turned + start + first, t, mask=live)
+        tl.store(placed_first(turned, tile, columns, R, BM), t, mask=live)
 
 
 @triton.jit
@@ -70,21 +68,20 @@ def _backward(
     by_scale = tl.zeros((BM, BH), tl.float32)
     by_bias = tl.zeros((BM, BH), tl.float32)
     for tile in tl.range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0), num_stages=STAGES):
-        live, here, first = _places(tile, R, H, BM, BH)
-        start, rows = tl.cast(tile, tl.int64) * BM, tile * BM + tl.arange(0, BM)
+        rows, live, start, here = _places(tile, R, H, BM, BH)
         g = tl.zeros((BM, BH), tl.float32)
         if dy is not None:
-            g += tl.load(dy + start * H + here, mask=live, other=0.0).to(tl.float32)
+            g += tl.load(dy + start + here, mask=live, other=0.0).to(tl.float32)
         if dturned is not None:
-            g += tl.load(dturned + start + first, mask=live, other=0.0).to(tl.float32)
+            g += tl.load(placed_first(dturned, tile, columns, R, BM), mask=live, other=0.0).to(tl.float32)
         mean = tl.load(means + rows, mask=rows < R, other=0.0)[:, None]
         inverse = tl.load(inverses + rows, mask=rows < R, other=0.0)[:, None]
-        t = (tl.load(x + start * H + here, mask=live, other=0.0).to(tl.float32) - mean) * inverse
+        t = (tl.load(x + start + here, mask=live, other=0.0).to(tl.float32) - mean) * inverse
         by_scale += g * t  # g is zero where nothing is
         by_bias += g
         g *= factor
         d = g - (tl.sum(g, 1) / H)[:, None] - t * (tl.sum(g * t, 1) / H)[:, None]
-        tl.store(dx + start * H + here, (d * inverse).to(dx.dtype.element_ty), mask=live)
+        tl.store(dx + start + here, (d * inverse).to(dx.dtype.element_ty), mask=live)
     at = sums + tl.program_id(0) * H + columns
     tl.store(at, tl.sum(by_scale, 0), mask=columns < H)
     tl.store(at + tl.num_programs(0) * H, tl.sum(by_bias, 0), mask=columns < H)

@@ -226,7 +226,7 @@ class SequenceModel:
         noise: Array | None,
         run: Callable[..., Array],
         batch_norm: Callable[..., tuple[Array, Array, Array]] | None = None,
-        layer_norm: Callable[[Array, Array, Array], Array] | None = None,
+        layer_norm: Callable[..., Array] | None = None,
         gated_sum: Callable[..., Array] | None = None,
         own_gelu: Callable[[Array], Array] | None = None,
         end: Callable[..., Array] | None = None,
@@ -250,8 +250,11 @@ class SequenceModel:
         """
         block = _Scope(leaves, "")
         statistics: dict[str, Array] = {}
-        own = layer_norm if self.norm == "layer" else batch_norm
-        norm = functools.partial(self._norm, block, lengths=lengths, training=training, statistics=statistics, own=own)
+        norm = functools.partial(
+            self._norm, block, lengths=lengths, training=training, statistics=statistics, own=batch_norm
+        )
+        if layer_norm is not None and self.norm == "layer":
+            norm = functools.partial(layer_norm, scale=block["norm.scale"], bias=block["norm.bias"])
         z = norm(x) if self.prenorm else x
         if noise is not None:
             z = z + noise
@@ -431,12 +434,10 @@ class SequenceModel:
         lengths: Array | None,
         training: Training | None,
         statistics: dict[str, Array],
-        own: Callable[..., Any] | None = None,
+        own: Callable[..., tuple[Array, Array, Array]] | None = None,
     ) -> Array:
         if self.norm == "none":
             return x
-        if self.norm == "layer" and own is not None:
-            return own(x, block["norm.scale"], block["norm.bias"])
         xp, wide = namespace(x), astype(x, block["norm.scale"])
         scale, bias = block["norm.scale"], block["norm.bias"]
         if self.norm == "layer":
