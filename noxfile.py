@@ -100,6 +100,6 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types of core, the conformance suite, and the backends in jax and mlx."""
+    """Types of all packages."""
     session.install("mypy==2.4.1", "-e", ".[test]")
     session.run("mypy")

@@ -50,13 +50,13 @@ def launch(self: Any, *arguments: Any, **named: Any) -> Any:
 
 
 def counted_turns(patch: pytest.MonkeyPatch) -> list[str]:
-    """The names of triton_turns' functions as they are called from now on."""
-    from ptd_torch import triton_turns
+    """The names of turns' functions as they are called from now on."""
+    from ptd_torch.triton import turns
 
     called: list[str] = []
     for name in ("to_features", "from_features"):
-        turn = getattr(triton_turns, name)
-        patch.setattr(triton_turns, name, lambda *args, turn=turn, name=name: called.append(name) or turn(*args))
+        turn = getattr(turns, name)
+        patch.setattr(turns, name, lambda *args, turn=turn, name=name: called.append(name) or turn(*args))
     return called
 
 

@@ -86,13 +86,13 @@ def test_operator_passes_torchs_own_checks():
 @interpreter.needed
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_segments_of_time_change_nothing_in_either_direction(exclusive, monkeypatch):
-    from ptd_torch import triton_scan
+    from ptd_torch.triton import scan
 
-    monkeypatch.setattr(triton_scan, "ROWS", 4)
+    monkeypatch.setattr(scan, "ROWS", 4)
     rng = torch.Generator().manual_seed(0)
     a, drive, before = (torch.randn(*s, generator=rng) for s in ((2, 5), (2, 26, 2, 2, 5), (2, 26, 2, 2, 5)))
     a = (0.6 * a).clamp(-0.6, 0.6)
     for states in (None, before):
-        one, cut = (triton_scan.walk(a, drive, None, exclusive=exclusive, before=states, segments=s) for s in (1, 3))
+        one, cut = (scan.walk(a, drive, None, exclusive=exclusive, before=states, segments=s) for s in (1, 3))
         for expected, found in zip(one, cut, strict=True):
             assert expected is None or float((found - expected).abs().max()) < 2e-5 * float(expected.abs().max())

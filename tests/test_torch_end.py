@@ -23,14 +23,15 @@ EVEN, ODD = (2, 32), (3, 29)
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Several tiles of rows and of features, other ones for the gradient; partial moments of two levels."""
-    from ptd_torch import triton_columns, triton_end
+    from ptd_torch.triton import columns
+    from ptd_torch.triton import end as triton_end
 
     tile = triton_end.Tile(rows=16, outputs=64, inner=32, features=32, warps=4, stages=1, registers=None)
     back = tile._replace(rows=32, features=128)
     for name, own in {"FORWARD": tile, "FORWARD_FULL": tile, "BACKWARD": back}.items():
         monkeypatch.setattr(triton_end, name, dict.fromkeys((torch.float32, torch.bfloat16), own))
-    monkeypatch.setattr(triton_columns, "PROGRAMS", 3)
-    monkeypatch.setattr(triton_columns, "PARTS", 4)
+    monkeypatch.setattr(columns, "PROGRAMS", 3)
+    monkeypatch.setattr(columns, "PARTS", 4)
 
 
 def model(activation: str, H: int, dropout: float = 0.0, tied: bool = False) -> SequenceModel:
@@ -75,7 +76,7 @@ def plain_end(each, training, leaves, lengths):
 
 
 def fused_end(each, training, leaves, lengths):
-    passes = fused.Passes(each, training, None, lengths)
+    passes = fused.Passes(each, training.dropout, None, lengths)
     out = passes.of({"norm", "gate", "end"})["end"](*leaves)
     return out, passes.found
 
@@ -135,7 +136,7 @@ def test_features_are_read_first_only_where_32_bits_count_them(L, first):
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # of a sigmoid that is 0 then
 def test_gelu_and_its_slope_are_cores_and_its_derivative():
-    from ptd_torch import triton_end
+    from ptd_torch.triton import end as triton_end
 
     y = torch.linspace(-20, 20, 16 * 64).view(1, 16, 64)
     exact = y.double().requires_grad_()

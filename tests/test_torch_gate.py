@@ -26,10 +26,10 @@ LENGTHS = pytest.mark.parametrize("lengths", [None, COLUMN], ids=["whole", "leng
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
     """Each program walks through several tiles, as on a device."""
-    from ptd_torch import triton_columns
+    from ptd_torch.triton import columns
 
-    monkeypatch.setattr(triton_columns, "PROGRAMS", 3)
-    monkeypatch.setattr(triton_columns, "TILE", 1024)
+    monkeypatch.setattr(columns, "PROGRAMS", 3)
+    monkeypatch.setattr(columns, "TILE", 1024)
 
 
 def model(H: int = 64, **options: object) -> SequenceModel:
@@ -52,7 +52,7 @@ def ends(each: SequenceModel, dtype: torch.dtype, lengths: torch.Tensor | None) 
         leaves = [v.clone().requires_grad_() for v in (y.to(dtype), x.to(dtype), *(w / H**0.5 for w in weights))]
         named = dict(zip((name.removeprefix("blocks.0.") for name in shapes), leaves[2:], strict=True))
         training = Training(Dropout(torch.tensor(12345)))
-        passes = fused.Passes(each, training, None, lengths)
+        passes = fused.Passes(each, training.dropout, None, lengths)
         out = each.finish(named, *leaves[:2], training, passes.of({"norm", *how}).get("gated_sum"))
         found = passes.found if how else moments(out.detach().float(), lengths)
         results.append([out.detach(), *found, *torch.autograd.grad(out, leaves, upstream.to(dtype))])

@@ -21,7 +21,7 @@ pytestmark = interpreter.needed
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Several tiles a program of the gradient, the last of them ragged."""
-    from ptd_torch import triton_layer_norm as kernels
+    from ptd_torch.triton import layer_norm as kernels
 
     monkeypatch.setattr(kernels, "FORWARD", kernels.Tile(elements=1024, each=8, programs=None, stages=1))
     monkeypatch.setattr(kernels, "BACKWARD", kernels.Tile(elements=1024, each=8, programs=3, stages=2))

@@ -110,7 +110,7 @@ def block_after(each, how, dtypes, lengths):
     trained = {"x": (x + 2).to(narrow)} | {n: v for n, v in leaves.items() if n not in ("norm.mean", "norm.var")}
     trained = {name: value.requires_grad_() for name, value in trained.items()}
     training = Training(Dropout(torch.tensor(12345)))
-    passes = fused.Passes(each, training, None, lengths).of(how)
+    passes = fused.Passes(each, training.dropout, None, lengths).of(how)
     call = {"lengths": lengths, "training": training, "noise": None, "run": lambda layer, leaves, u, **_: u}
     y, updated = each.block(0, leaves | trained, trained["x"], **call, **passes)
     grads = torch.autograd.grad(y, list(trained.values()), upstream.to(narrow))

@@ -31,7 +31,7 @@ LENGTHS = pytest.mark.parametrize("lengths", [None, COLUMN], ids=["whole", "leng
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
     """Products are the library's, as where there are many features; tiles are small."""
-    from ptd_torch import triton_states
+    from ptd_torch.triton import states as triton_states
 
     monkeypatch.setattr(states, "NARROW", {})
     monkeypatch.setattr(triton_states, "ROWS", 4)

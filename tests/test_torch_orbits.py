@@ -63,9 +63,9 @@ def test_orbits_and_gradients_are_those_of_core_in_double_precision(H, n, D, T, 
 
 
 def test_products_in_single_precision_are_as_good_as_cores(monkeypatch):
-    from ptd_torch import triton_orbits
+    from ptd_torch.triton import orbits
 
-    monkeypatch.setattr(triton_orbits, "EXACT", False)
+    monkeypatch.setattr(orbits, "EXACT", False)
     given = arguments(1, 6, 2)
     found = results(module.orbits, torch.float32, given, 8)
     narrow, wide = (results(chunks.orbits, dtype, given, 8) for dtype in (torch.float32, torch.float64))
@@ -94,11 +94,11 @@ def test_tangents_pass_through(calls):
 
 
 def test_under_vmap_one_run_of_the_kernels_takes_the_batch_as_further_features(monkeypatch):
-    from ptd_torch import triton_orbits
+    from ptd_torch.triton import orbits
 
     runs: list[torch.Size] = []
-    run = triton_orbits.orbits
-    monkeypatch.setattr(triton_orbits, "orbits", lambda A, *rest: runs.append(A.shape) or run(A, *rest))
+    run = orbits.orbits
+    monkeypatch.setattr(orbits, "orbits", lambda A, *rest: runs.append(A.shape) or run(A, *rest))
     A, row, columns = arguments(6, 5, 2)
     A, columns = A.view(3, 2, 5, 5), columns.view(3, 2, 5, 2)
 

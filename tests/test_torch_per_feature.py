@@ -119,13 +119,13 @@ def test_features_first_are_left_so_where_that_can_be_and_so_are_gradients(lengt
 
 
 def test_features_may_lie_further_apart_than_32_bits_count():
-    from ptd_torch import triton_turns
+    from ptd_torch.triton import turns
 
     apart = 2**30
     memory = torch.empty(2 * apart + 16, dtype=torch.int8)  # of which three pages are touched
     u = memory.as_strided((1, 16, 3), (1, 1, apart))
     u.copy_(torch.arange(48).view(1, 16, 3))
-    assert torch.equal(triton_turns.to_features(u, 16, None, 16), u.movedim(-1, 0))
+    assert torch.equal(turns.to_features(u, 16, None, 16), u.movedim(-1, 0))
 
 
 @pytest.mark.usefixtures("no_zeros_by_chance")
@@ -144,7 +144,7 @@ def test_padding_is_neither_read_nor_written_to(layer, state, calls):
 
 @pytest.mark.usefixtures("no_zeros_by_chance")
 def test_segments_of_padded_time_are_joined(monkeypatch, calls):
-    from ptd_torch import triton_chunks
+    from ptd_torch.triton import chunks as triton_chunks
 
     monkeypatch.setattr(triton_chunks, "ENOUGH_PROGRAMS", 10**6)
     layer, lengths = ptd.S4D(2, 6, bidirectional=True), torch.tensor([0, 300, 512])
@@ -165,7 +165,7 @@ def test_state_enters_and_leaves_with_its_gradient(layer, calls):
 
 @pytest.mark.parametrize("layer", [ptd.S4D(2, 6, bidirectional=True), ptd.S4(2, 6)], ids=["s4d", "s4"])
 def test_segments_of_time_are_joined(layer, monkeypatch, calls):
-    from ptd_torch import triton_chunks
+    from ptd_torch.triton import chunks as triton_chunks
 
     segments = []
     cut = triton_chunks._cut

@@ -74,7 +74,7 @@ def test_scan_by_steps_is_the_interpreters_own_bit_for_bit(monkeypatch):
     """In several tiles, the last one cut, with padding beside the rows: one lane after the other, and all at once."""
     from triton.runtime.interpreter import ScanOps
 
-    from ptd_torch import triton_scan
+    from ptd_torch.triton import scan as triton_scan
 
     monkeypatch.setattr(triton_scan, "ROWS", 4)
     monkeypatch.setattr(triton_scan, "LANES", 8)

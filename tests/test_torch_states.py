@@ -27,7 +27,7 @@ def draws(*shapes, dtype=torch.float32):
 def small_tiles(monkeypatch):
     """Several tiles in few rows."""
     if interpreter.RUNS:
-        from ptd_torch import triton_states
+        from ptd_torch.triton import states as triton_states
 
         monkeypatch.setattr(triton_states, "ROWS", 4)
 
@@ -129,7 +129,7 @@ def test_chunks_on_a_gpu_are_of_one_sample_where_the_direct_product_costs_more_t
 
 @interpreter.needed
 def test_gradient_over_spans_of_tiles_is_that_of_single_tiles(monkeypatch):
-    from ptd_torch import triton_states
+    from ptd_torch.triton import states as triton_states
 
     a, grad, states = draws((2, 5), (2, 22, 2, 2, 5), (2, 22, 2, 2, 5))
     a = (0.6 * a).clamp(-0.6, 0.6)
@@ -143,12 +143,12 @@ def test_gradient_over_spans_of_tiles_is_that_of_single_tiles(monkeypatch):
 @interpreter.needed
 def test_sum_over_more_parts_than_32_bits_count_reads_each_of_them():
     """As of the gradients by a of very many short sequences; only the memory that is read is ever there."""
-    from ptd_torch import triton_columns
+    from ptd_torch.triton import columns
 
     H, programs = 2**21, 1025
     parts, found = torch.empty(1, programs, H, dtype=torch.float16), torch.empty(1, H, dtype=torch.float16)
     parts[..., :8] = 1.0
-    triton_columns._total[(1, 1)](parts, found, programs, H=H, PARTS=1024, FEATURES=8, num_warps=8)
+    columns._totals[(1, 1)](parts, found, programs, H=H, PARTS=1024, FEATURES=8, num_warps=8)
     assert found[0, :8].tolist() == [programs] * 8
 
 

@@ -128,7 +128,8 @@ class TorchBackend(PortableBackend):
             by_states = functools.partial(mixing_states, tiled=tiled, normed=normed)
             chunk_length = chunk_length_beside_states if u.is_cuda else kernels.chunk_length
             kernels = dataclasses.replace(kernels, mixing_states=by_states, chunk_length=chunk_length)
-        if "full_end" in fused:  # it reads features first as well, so that nothing is turned between
+        if "full_end" in fused and kernels.per_feature_chunks is not None:
+            # It reads features first as well, so that nothing is turned between.
             turned = functools.partial(kernels.per_feature_chunks, features_first=True)
             kernels = dataclasses.replace(kernels, per_feature_chunks=turned)
         layer.check_call(params, u, activations=kernels.activations, **call)  # while host values still are

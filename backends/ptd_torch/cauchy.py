@@ -18,7 +18,7 @@ from .vandermonde import applies
 @torch.library.custom_op("ptd::cauchy", mutates_args=())
 def sums_over_poles(numerators: Tensor, poles: Tensor, circle: Tensor, pairs: bool) -> Tensor:
     """ptd.convolution.sums_over_poles in float32; circle has no gradient."""
-    from . import triton_cauchy as kernels
+    from .triton import cauchy as kernels
 
     return kernels.sums(numerators.contiguous(), poles.contiguous(), circle.contiguous(), pairs)
 
@@ -31,9 +31,10 @@ def _(numerators: Tensor, poles: Tensor, circle: Tensor, pairs: bool) -> Tensor:
 @torch.library.custom_op("ptd::cauchy_adjoint", mutates_args=())
 def adjoint(grad: Tensor, numerators: Tensor, poles: Tensor, circle: Tensor, pairs: bool) -> tuple[Tensor, Tensor]:
     """The gradients of sums_over_poles by numerators and poles."""
-    from . import triton_cauchy as kernels
+    from .triton import cauchy as kernels
 
-    return kernels.gradients(*(x.contiguous() for x in (grad, numerators, poles, circle)), pairs)
+    grad, numerators, poles, circle = (x.contiguous() for x in (grad, numerators, poles, circle))
+    return kernels.gradients(grad, numerators, poles, circle, pairs)
 
 
 @adjoint.register_fake

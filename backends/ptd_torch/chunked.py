@@ -21,7 +21,7 @@ NARROW = {torch.float32: 256, torch.bfloat16: 128}
 
 
 def mixing_chunks(u: Tensor, system: ChunkSystem, *, tiled: bool = True) -> Array:
-    """See ptd.kernels.Kernels.mixing_chunks; tiled runs the recurrence by ptd_torch.triton_states where it can."""
+    """See ptd.kernels.Kernels.mixing_chunks; tiled runs the recurrence by ptd_torch.triton.states where it can."""
     *batch, n, K = u.shape
     # Narrowed here, where a compiler sees it: within the operator each weight would be a pass of its own.
     weights = (v.to(u.dtype) for v in (system.into, system.out, system.direct))
@@ -101,10 +101,10 @@ def sum_of_products(u: Tensor, weight: Tensor, v: Tensor, other: Tensor) -> Tens
     """u weight^T + v other^T of rows u (R, K) and v (R, J), in their dtype."""
     weight, other = weight.to(u.dtype), other.to(v.dtype)
     if kernel_path(u.device) != "torch" and len(weight) <= NARROW.get(u.dtype, 0) and len(weight) % 64 == 0:
-        from . import triton_products
+        from .triton import products
 
         # Rows may come expanded, as the gradient of a sum does, or cut from wider ones.
-        return triton_products.sum_of_products(*(x.contiguous() for x in (u, weight, v, other)))
+        return products.sum_of_products(*(x.contiguous() for x in (u, weight, v, other)))
     return (u @ inner_last(weight.t())).addmm_(v, inner_last(other.t()))
 
 

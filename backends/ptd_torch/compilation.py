@@ -35,7 +35,7 @@ def _repeatable() -> dict[str, Any] | None:
     return {"deterministic": True} if hasattr(config, "deterministic") else None
 
 
-def _copy(function: types.FunctionType) -> types.FunctionType:
+def _copy(function: Any) -> types.FunctionType:
     copy = types.FunctionType(
         function.__code__.replace(),
         function.__globals__,

@@ -62,7 +62,8 @@ class DataParallelLearner:
         _check_can_be_sent(backend, *arguments)
         places = _places(backend.torch_device, devices)
         self._sets: dict[tuple[int, ...], int] = {}
-        self._numbers, self._dropped = itertools.count(), []
+        self._numbers = itertools.count()
+        self._dropped: list[int] = []
         self._team = _Team([_Member(backend.on(place), rank, devices, arguments, options) for rank, place in places])
         self.learner = self._team.first
 
@@ -274,7 +275,8 @@ def _started() -> tuple[Connection, subprocess.Popen]:
 def _watch(lines: list[Connection], replies: queue.Queue, ranks: list[Ranks], ended: threading.Event) -> None:
     """Pass on what processes say, and once one failed or is gone end what waits for it."""
     while True:
-        for line in wait(lines):
+        ready: list[Any] = wait(lines)
+        for line in ready:
             try:
                 reply = line.recv()
             except (OSError, EOFError):
@@ -331,7 +333,8 @@ def serve(descriptor: int) -> None:
         torch.cuda.set_device(member.backend.torch_device)  # the first would hold a context for each process
     try:
         line.send(None)
-        learner, sets = member.learner(meeting), {}
+        learner = member.learner(meeting)
+        sets: dict[int, Placed] = {}
         line.send(None)
         while True:
             name, rest, dropped, products = pickle.loads(calls.get())
@@ -346,7 +349,7 @@ def serve(descriptor: int) -> None:
         sys.exit(1)
 
 
-def _answer(learner: TorchLearner, sets: dict[int, Placed], name: str, number: int | None = None, *rest: Any) -> None:
+def _answer(learner: TorchLearner, sets: dict[int, Placed], name: str, number: Any = None, *rest: Any) -> None:
     if name == "hold":
         (forms,) = rest
         where = learner.torch_device

@@ -23,9 +23,9 @@ def zoh(Lambda: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         Lambda: float32 (H, 2, M), planes.
         step: float32 (H,).
     """
-    from . import triton_zoh
+    from .triton import zoh as kernels
 
-    return triton_zoh.zoh(Lambda.contiguous(), step.contiguous())
+    return kernels.zoh(Lambda.contiguous(), step.contiguous())
 
 
 @zoh.register_fake
@@ -36,9 +36,9 @@ def _(Lambda: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("ptd::zoh_adjoint", mutates_args=())
 def zoh_adjoint(Lambda: Tensor, step: Tensor, grad_a: Tensor, grad_gain: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of zoh by Lambda and step."""
-    from . import triton_zoh
+    from .triton import zoh as kernels
 
-    return triton_zoh.gradients(*(v.contiguous() for v in (Lambda, step, grad_a, grad_gain)))
+    return kernels.gradients(*(v.contiguous() for v in (Lambda, step, grad_a, grad_gain)))
 
 
 @zoh_adjoint.register_fake
@@ -68,10 +68,10 @@ def matrices(a: Tensor, rows: Tensor, C: Tensor, skip: Tensor | None, T: int) ->
     Returns:
         decay (H, 2, M), into (H, T, D 2 M), out (H, D 2 M, T) and direct (H, T, T), float32.
     """
-    from . import triton_diagonal
+    from .triton import diagonal as kernels
 
     a, rows, C, skip = (None if v is None else v.contiguous() for v in (a, rows, C, skip))
-    return triton_diagonal.matrices(a, rows, C, skip, T)
+    return kernels.matrices(a, rows, C, skip, T)
 
 
 @matrices.register_fake
@@ -87,10 +87,10 @@ def adjoint(
     grad_decay: Tensor, grad_into: Tensor, grad_out: Tensor, grad_direct: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of matrices by a, rows, C and, where there is one, skip."""
-    from . import triton_diagonal
+    from .triton import diagonal as kernels
 
     a, rows, C, *grads = (v.contiguous() for v in (a, rows, C, grad_decay, grad_into, grad_out, grad_direct))
-    return triton_diagonal.gradients(a, rows, C, skip, tuple(grads))
+    return kernels.gradients(a, rows, C, skip, tuple(grads))
 
 
 @adjoint.register_fake

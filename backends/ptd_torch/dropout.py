@@ -51,9 +51,9 @@ def tied_mask(key: Tensor, shape: list[int], rate: float) -> Tensor:
     """The mask of one call, as an operator: a compiler would hash anew at each of the elements that share a number."""
     if kernel_path(key.device) == "torch":
         return _mask(key, shape, rate)
-    from . import triton_dropout
+    from .triton import dropout as kernels
 
-    return triton_dropout.kept(key, shape, int(rate * 2**32))
+    return kernels.kept(key, shape, int(rate * 2**32))
 
 
 @tied_mask.register_fake

@@ -44,9 +44,9 @@ def embedded(tokens: Tensor, rows: Tensor, bias: Tensor, dtype: torch.dtype) -> 
         bias: (H,).
         dtype: of the result.
     """
-    from . import triton_embedding
+    from .triton import embedding as kernels
 
-    return triton_embedding.gathered(tokens.contiguous(), rows, bias, dtype)
+    return kernels.gathered(tokens.contiguous(), rows, bias, dtype)
 
 
 @embedded.register_fake
@@ -60,10 +60,10 @@ def bucket_sums(values: Tensor, buckets: Tensor, count: int) -> Tensor:
 
     Rows are added in the order of a stable sort by bucket, so that sums repeat bit for bit.
     """
-    from . import triton_embedding
+    from .triton import embedding as kernels
 
     placed, order = torch.sort(buckets, stable=True)
-    return triton_embedding.sums(values.contiguous(), placed, order, count)
+    return kernels.sums(values.contiguous(), placed, order, count)
 
 
 @bucket_sums.register_fake

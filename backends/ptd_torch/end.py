@@ -34,10 +34,10 @@ def block_end(
         out (..., L, H); its mean and variance over batch and valid time (2, H), float32, through which nothing
         differentiates; and, for the gradient, g (..., L, H) and the product z, as wide as bias.
     """
-    from . import triton_end
+    from .triton import end as kernels
 
     x, weight, bias, lengths = (None if v is None else v.contiguous() for v in (x, weight, bias, lengths))
-    return triton_end.forward(_laid_out(y), x, weight, bias, first, second, lengths, rate, tied, activation, moments)
+    return kernels.forward(_laid_out(y), x, weight, bias, first, second, lengths, rate, tied, activation, moments)
 
 
 @block_end.register_fake
@@ -55,10 +55,10 @@ def block_end_adjoint(
     second: Tensor | None, rate: float, tied: bool, activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of block_end by y, weight and bias, from weight^T in memory; that by x is dout itself."""
-    from . import triton_end
+    from .triton import end as kernels
 
     dout, transposed, bias = (v.contiguous() for v in (dout, transposed, bias))
-    dy, dz, dbias = triton_end.backward(dout, _laid_out(y), z, transposed, bias, first, second, rate, tied, activation)
+    dy, dz, dbias = kernels.backward(dout, _laid_out(y), z, transposed, bias, first, second, rate, tied, activation)
     return dy, dz.view(-1, len(bias)).t() @ g.view(-1, g.shape[-1]), dbias
 
 

@@ -10,9 +10,9 @@ from .scan import kernel_path, walk
 def states_from_rest(a: Tensor, drive: Tensor, directions: int, *, tiled: bool, exclusive: bool = False) -> Tensor:
     """The states (R, n, D, 2, M) of drive (R, n, D, 2, M), or (R, n, 1, 2, M) for all directions."""
     if tiled and kernel_path(drive.device) != "torch":
-        from . import triton_states
+        from .triton import states as kernels
 
-        return triton_states.states(a.contiguous(), drive.contiguous(), directions, exclusive=exclusive)
+        return kernels.states(a.contiguous(), drive.contiguous(), directions, exclusive=exclusive)
     return walk(a, drive.expand(-1, -1, directions, -1, -1), None, exclusive=exclusive)[0]
 
 
@@ -21,8 +21,8 @@ def drive_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The gradients by the drive, of all directions together if shared, and by a, from that by the states."""
     if tiled and kernel_path(grad.device) != "torch":
-        from . import triton_states
+        from .triton import states as kernels
 
-        return triton_states.adjoint(a.contiguous(), grad.contiguous(), states, shared=shared, exclusive=exclusive)
+        return kernels.adjoint(a.contiguous(), grad.contiguous(), states, shared=shared, exclusive=exclusive)
     drive, _, grad_a = walk(a, grad, None, exclusive=exclusive, before=states)
     return drive.sum(2, keepdim=True) if shared else drive, grad_a.sum((0, 1))

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ptd import checks
 from ptd.layers import S4D, S5
-from ptd.model import SequenceModel, Training
+from ptd.model import SequenceModel
 
+from .dropout import Dropout
 from .end import MOST_FIRST, block_end
 from .gate import gated_sum
 from .layer_norm import layer_normalized
@@ -116,7 +117,7 @@ class Passes:
 
     Args:
         model: the model.
-        training: of this pass; its dropout has keys.
+        dropout: of this pass.
         known: what the block before has found, its ahead.
         lengths: valid lengths or None.
 
@@ -124,11 +125,11 @@ class Passes:
     norm and what ends in that sum run as kernels, else None: without prenorm this block's norm takes them.
     """
 
-    def __init__(self, model: SequenceModel, training: Training, known: Tensor | None, lengths: Tensor | None):
+    def __init__(self, model: SequenceModel, dropout: Dropout, known: Tensor | None, lengths: Tensor | None):
         self.found: Tensor | None = None
         self.normed: Normed | None = None
         self._turned: Tensor | None = None
-        self._model, self._training, self._known, self._lengths = model, training, known, lengths
+        self._model, self._dropout, self._known, self._lengths = model, dropout, known, lengths
 
     @property
     def ahead(self) -> Tensor | None:
@@ -172,7 +173,7 @@ class Passes:
     def gated_sum(self, keep: Tensor | None, z: Tensor, bias: Tensor, x: Tensor, *, moments: bool) -> Tensor:
         """See SequenceModel.block; moments as in ptd_torch.gate.gated_sum."""
         model = self._model
-        key = self._training.dropout.key(x.shape, model.tie_dropout) if model.dropout else None
+        key = self._dropout.key(x.shape, model.tie_dropout) if model.dropout else None
         out, found = gated_sum(keep, z, bias, x, key, self._lengths, model.dropout, model.tie_dropout, moments)
         if moments:
             self.found = found.detach()
@@ -181,7 +182,7 @@ class Passes:
     def end(self, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *, moments: bool) -> Tensor:
         """See SequenceModel.block; moments as in ptd_torch.end.block_end."""
         model = self._model
-        key = functools.partial(self._training.dropout.key, y.shape, model.tie_dropout)
+        key = functools.partial(self._dropout.key, y.shape, model.tie_dropout)
         keys = [key() if model.dropout else None for _ in ("gelu", "gate")]
         how = (self._lengths, model.dropout, model.tie_dropout, model.activation, moments)
         out, found, _, _ = block_end(y, x, weight.to(y.dtype), bias, *keys, *how)

@@ -29,10 +29,10 @@ def gated_sum(
         out (..., L, H), and mean and variance (2, H), float32. Nothing differentiates through the moments:
         ptd_torch.norm gives them their gradient where they are used.
     """
-    from . import triton_gate
+    from .triton import gate as kernels
 
     keep, z, bias, x, lengths = (None if v is None else v.contiguous() for v in (keep, z, bias, x, lengths))
-    return triton_gate.forward(keep, z, bias, x, key, lengths, rate, tied, moments)
+    return kernels.forward(keep, z, bias, x, key, lengths, rate, tied, moments)
 
 
 @gated_sum.register_fake
@@ -48,10 +48,10 @@ def gated_sum_adjoint(
     dout: Tensor, keep: Tensor | None, z: Tensor, bias: Tensor, key: Tensor | None, rate: float, tied: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of gated_sum by keep, of no entries where there is none, by z and by bias; that by x is dout."""
-    from . import triton_gate
+    from .triton import gate as kernels
 
     dout, keep, z, bias = (None if v is None else v.contiguous() for v in (dout, keep, z, bias))
-    return triton_gate.backward(dout, keep, z, bias, key, rate, tied)
+    return kernels.backward(dout, keep, z, bias, key, rate, tied)
 
 
 @gated_sum_adjoint.register_fake

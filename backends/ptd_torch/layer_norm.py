@@ -26,10 +26,10 @@ def layer_normalized(x: Tensor, scale: Tensor, bias: Tensor, features_first: boo
         y (..., L, H); the same as (H, ..., L) in memory, of no entries unless wanted, which 32 bits must count; and for
         the gradient mean and 1/deviation of each row, float32 (2, rows).
     """
-    from . import triton_layer_norm
+    from .triton import layer_norm as kernels
 
     x, scale, bias = x.contiguous(), scale.contiguous(), bias.contiguous()
-    return triton_layer_norm.forward(x, scale, bias, NORM_EPSILON, features_first)
+    return kernels.forward(x, scale, bias, NORM_EPSILON, features_first)
 
 
 @layer_normalized.register_fake
@@ -43,10 +43,10 @@ def layer_norm_adjoint(
     dy: Tensor | None, dturned: Tensor | None, x: Tensor, scale: Tensor, statistics: Tensor
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradient of layer_normalized by x, and those by scale and bias as (2, H)."""
-    from . import triton_layer_norm
+    from .triton import layer_norm as kernels
 
     dy, dturned, x = (None if v is None else v.contiguous() for v in (dy, dturned, x))
-    return triton_layer_norm.backward(dy, dturned, x, scale.contiguous(), statistics)
+    return kernels.backward(dy, dturned, x, scale.contiguous(), statistics)
 
 
 @layer_norm_adjoint.register_fake

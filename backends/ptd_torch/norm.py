@@ -16,9 +16,9 @@ from .ranks import current, over_ranks
 @torch.library.custom_op("ptd::column_moments", mutates_args=())
 def column_moments(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Mean and variance (2, H), float32, of x (..., L, H) over batch and valid time; no gradient."""
-    from . import triton_columns
+    from .triton import columns
 
-    return triton_columns.moments(x.contiguous(), None if lengths is None else lengths.contiguous())
+    return columns.moments(x.contiguous(), None if lengths is None else lengths.contiguous())
 
 
 @column_moments.register_fake
@@ -63,9 +63,9 @@ def norm_factor(
     x: Tensor, scale: Tensor, bias: Tensor, moments: Tensor, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The factor (H,) of x - mean, which has no gradient, and zeros like x, in one place of memory, which have its."""
-    from . import triton_norm
+    from .triton import norm as kernels
 
-    factor, zero = triton_norm.prepare(x, scale.contiguous(), moments.contiguous(), NORM_EPSILON)
+    factor, zero = kernels.prepare(x, scale.contiguous(), moments.contiguous(), NORM_EPSILON)
     return factor, zero.expand(x.shape)
 
 
@@ -83,10 +83,10 @@ def norm_adjoint(dy: Tensor, x: Tensor, scale: Tensor, moments: Tensor, lengths:
     With x^ = (x - mean) / sqrt(var + epsilon), sums over all rows and n valid ones: the gradients are S = sum dy x^ and
     T = sum dy, and dx = a (dy - [valid] (T + x^ S) / n), a = scale / sqrt(var + epsilon) (Ioffe and Szegedy 2015).
     """
-    from . import triton_norm
+    from .triton import norm as kernels
 
     dy, x, scale, moments, lengths = (None if v is None else v.contiguous() for v in (dy, x, scale, moments, lengths))
-    return over_whole_batch(triton_norm.adjoint(dy, x, scale, moments, lengths, NORM_EPSILON), x, lengths)
+    return over_whole_batch(kernels.adjoint(dy, x, scale, moments, lengths, NORM_EPSILON), x, lengths)
 
 
 @norm_adjoint.register_fake

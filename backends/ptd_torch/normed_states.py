@@ -70,13 +70,13 @@ def normed_states_form_adjoint(
     lengths: Tensor | None, a: Tensor, into: Tensor, out: Tensor, skip: Tensor, tiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of normed_states_form by u, a, into and out, and (6, H): what norm_adjoint finds, and dskip."""
-    from . import triton_norm
+    from .triton import norm as kernels
 
     drive, *grads = states_gradients(dy, states, u, a, out, tiled)
     du = (drive @ inner_last(into)).view(u.shape)
-    rows = (v.contiguous() for v in (dy, x, skip, scale, bias, moments))
+    dy, x, skip, scale, bias, moments = (v.contiguous() for v in (dy, x, skip, scale, bias, moments))
     lengths = None if lengths is None else lengths.contiguous()
-    found = triton_norm.adjoint_through_skip(du, *rows, lengths, NORM_EPSILON)
+    found = kernels.adjoint_through_skip(du, dy, x, skip, scale, bias, moments, lengths, NORM_EPSILON)
     found = over_whole_batch(found, x, lengths)
     return du, *grads, found
 

@@ -24,7 +24,7 @@ def operator(A: Tensor, row: Tensor, columns: Tensor, T: int) -> tuple[Tensor, T
         columns: float32 (H, n, D).
         T: a power of two.
     """
-    from . import triton_orbits as kernels
+    from .triton import orbits as kernels
 
     rows, out, powers = kernels.orbits(A.contiguous(), row.contiguous(), columns.contiguous(), T)
     return rows, out, powers[:, -1].clone(), powers
@@ -42,7 +42,7 @@ def adjoint(
     powers: Tensor, columns: Tensor, rows: Tensor, out: Tensor, grad_rows: Tensor, grad_out: Tensor, grad_whole: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of the operator by A, as a part for each orbit (H, 1 + D, n, n), by row and by columns."""
-    from . import triton_orbits as kernels
+    from .triton import orbits as kernels
 
     return kernels.gradients(*(x.contiguous() for x in (powers, columns, rows, out, grad_rows, grad_out, grad_whole)))
 

@@ -40,8 +40,8 @@ def chunks(
         of no entries if u is read in place, and the states that enter each chunk, (H, R, n, D, 2, M), both in the dtype
         of u and not set in chunks without a valid sample.
     """
-    from . import triton_chunks as kernels
-    from . import triton_turns as turns
+    from .triton import chunks as kernels
+    from .triton import turns
 
     L, T = u.shape[1], into.shape[1]
     matrices = kernels.Matrices(*(m.contiguous() for m in (decay, into, out, direct)))
@@ -92,8 +92,8 @@ def chunks_adjoint(
 
     features_first: whether that by u is left in memory as the kernels have it.
     """
-    from . import triton_chunks as kernels
-    from . import triton_turns as turns
+    from .triton import chunks as kernels
+    from .triton import turns
 
     matrices = kernels.Matrices(*(m.contiguous() for m in (decay, into, out, direct)))
     grad_final, lengths = (None if value is None else value.contiguous() for value in (grad_final, lengths))

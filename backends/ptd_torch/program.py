@@ -111,8 +111,8 @@ class Program:
         call: dict[str, Any] = {"lengths": lengths, "noise": noise}
         if part is None:
             return *self._model.block(0, leaves, x, training=None, run=self._backend.apply, **call), None
-        step = Training(Dropout(key, part.first))
-        passes = Passes(self._model, step, known, lengths)
+        dropout = Dropout(key, part.first)
+        passes = Passes(self._model, dropout, known, lengths)
 
         def run(layer: Layer, params: dict, u: Tensor, **call: Any) -> Any:
             own = passes.normed if noise is None else None
@@ -121,9 +121,9 @@ class Program:
 
         call["run"] = run
         named = passes.of(self._fused)
-        if part.count < part.all and "norm" not in self._fused:
+        if part.length < part.all and "norm" not in self._fused:
             named["batch_norm"] = batch_norm_over_ranks
-        x, statistics = self._model.block(0, leaves, x, training=step, **call, **named)
+        x, statistics = self._model.block(0, leaves, x, training=Training(dropout), **call, **named)
         return x, statistics, passes.ahead
 
 

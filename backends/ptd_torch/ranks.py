@@ -22,20 +22,20 @@ PATIENCE = datetime.timedelta(minutes=10)
 
 
 class Part(NamedTuple):
-    """The rows of a batch that are one process's: count of all, from first on."""
+    """The rows of a batch that are one process's: length of all, from first on."""
 
     first: int
-    count: int
+    length: int
     all: int
 
     @property
     def rows(self) -> slice:
-        return slice(self.first, self.first + self.count)
+        return slice(self.first, self.first + self.length)
 
     @property
     def share(self) -> float:
         """Of the batch, and so the weight of a mean over the part."""
-        return self.count / self.all
+        return self.length / self.all
 
 
 class Ranks:

@@ -140,13 +140,13 @@ def _times_conj(x: Tensor, a: Tensor) -> Tensor:
     return torch.stack([x_re * a_re + x_im * a_im, x_im * a_re - x_re * a_im], dim=-2)
 
 
-def walk(a: Tensor, drive: Tensor, x0: Tensor | None, **options: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What triton_scan.walk does, on any device; nothing differentiates through it."""
+def walk(a: Tensor, drive: Tensor, x0: Tensor | None, **options: Any) -> tuple[Tensor, Tensor, Any]:
+    """What triton.scan.walk does, on any device; nothing differentiates through it."""
     if kernel_path(drive.device) == "torch":
         return _walk_tensors(a, drive, x0, **options)
-    from . import triton_scan
+    from .triton import scan as kernels
 
-    return triton_scan.walk(a, drive, x0, **options)
+    return kernels.walk(a, drive, x0, **options)
 
 
 # --- without Triton --------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def walk(a: Tensor, drive: Tensor, x0: Tensor | None, **options: Any) -> tuple[T
 def _walk_tensors(
     a: Tensor, drive: Tensor, x0: Tensor | None, *, exclusive: bool, before: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """triton_scan.walk with tensor operations on native complex numbers; nothing differentiates through it."""
+    """triton.scan.walk with tensor operations on native complex numbers; nothing differentiates through it."""
     R, n, D = drive.shape[:3]
     adjoint = before is not None
     coefficients = _native(_per_row(a, R)[:, None] if a.ndim < 4 else a)
@@ -175,7 +175,7 @@ def _walk_tensors(
         results.append(x.flip(1) if mirrored else x)
     x = torch.stack([_planes(v) for v in results], dim=2)
     final = torch.stack([_planes(v) for v in finals], dim=1)
-    if not adjoint:
+    if before is None:
         return x.to(drive.dtype), final, None
     if not exclusive:
         before = torch.stack([_delayed(before[:, :, d], d == 1) for d in range(D)], dim=2)

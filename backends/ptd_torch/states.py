@@ -19,7 +19,7 @@ from .scan import kernel_path
 def mixing_states(
     u: Tensor, Lambda_bar: Array, into: Tensor, out: Tensor, skip: Tensor | None, *, tiled: bool = True
 ) -> Tensor:
-    """See ptd.kernels.Kernels.mixing_states; tiled computes the states by ptd_torch.triton_states where it can."""
+    """See ptd.kernels.Kernels.mixing_states; tiled computes the states by ptd_torch.triton.states where it can."""
     *batch, n, H = u.shape
     into, out = into.to(u.dtype), out.to(u.dtype)  # where a compiler sees it, as in ptd_torch.chunked
     added = skip is None or joined(u, out)
@@ -147,9 +147,9 @@ def product(x: Tensor, weight: Tensor, skip: Tensor | None, u: Tensor) -> Tensor
     """x weight^T + skip u of rows x (R, K) and u (R, N), in their dtype."""
     weight = weight.to(x.dtype)
     if skip is not None and joined(u, weight):
-        from . import triton_products
+        from .triton import products
 
-        return triton_products.product_and_skip(x, weight.contiguous(), skip, u.contiguous(), None)[0]
+        return products.product_and_skip(x, weight.contiguous(), skip, u.contiguous(), None)[0]
     y = x @ weight.t()
     return y if skip is None else y + skip.to(u.dtype) * u
 
@@ -158,17 +158,17 @@ def product_and_sums(x: Tensor, weight: Tensor, skip: Tensor, dy: Tensor, u: Ten
     """x weight^T + skip dy, and the sums (N,) over rows of dy u."""
     weight = weight.to(x.dtype)
     if joined(u, weight):
-        from . import triton_products
+        from .triton import products
 
         rows = (v.contiguous() for v in (dy, u))
-        return triton_products.product_and_skip(x, weight.contiguous(), skip, *rows)
+        return products.product_and_skip(x, weight.contiguous(), skip, *rows)
     return product(x, weight, skip, dy), dot_columns(dy, u, skip.dtype)
 
 
 def dot_columns(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
     """The sums (N,) over rows of x y, in dtype."""
     if kernel_path(x.device) != "torch" and x.shape[-1] % 64 == 0 and x.dtype in NARROW:
-        from . import triton_columns
+        from .triton import columns
 
-        return triton_columns.dot(x.contiguous(), y.contiguous()).to(dtype)
+        return columns.dot(x.contiguous(), y.contiguous()).to(dtype)
     return (x.to(dtype) * y.to(dtype)).sum(0)

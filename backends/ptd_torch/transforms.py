@@ -58,8 +58,8 @@ class _Scan(Function):
     ) -> tuple[tuple, tuple]:
         """The batch as further rows."""
         size = info.batch_size
-        rows = (folded(value, dim, size) for value, dim in zip((drive, x0), dims[1:3], strict=True))
-        x, final = scan(_folded_coefficients(a, dims[0], size), *rows, exclusive)
+        drive, x0 = (folded(value, dim, size) for value, dim in zip((drive, x0), dims[1:3], strict=True))
+        x, final = scan(_folded_coefficients(a, dims[0], size), drive, x0, exclusive)
         x = x.unflatten(0, (size, -1))
         return (x, final.unflatten(0, (size, -1)) if exclusive else final), (0, 0 if exclusive else None)
 

@@ -28,7 +28,7 @@ def sums_of_powers(weights: Tensor, Lambda_bar: Tensor, L: int) -> Tensor:
     Returns:
         K, float32 (R, L).
     """
-    from . import triton_vandermonde as kernels
+    from .triton import vandermonde as kernels
 
     return kernels.vandermonde(weights.contiguous(), Lambda_bar.contiguous(), L)
 
@@ -41,7 +41,7 @@ def _(weights: Tensor, Lambda_bar: Tensor, L: int) -> Tensor:
 @torch.library.custom_op("ptd::vandermonde_adjoint", mutates_args=())
 def adjoint(grad: Tensor, weights: Tensor, Lambda_bar: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of sums_of_powers by weights and Lambda_bar: conj(sum_l g_l a^l), conj(w sum_l l g_l a^(l-1))."""
-    from . import triton_vandermonde as kernels
+    from .triton import vandermonde as kernels
 
     sums = kernels.vandermonde_sums(grad.contiguous(), Lambda_bar.contiguous())
     (p_re, p_im), (s_re, s_im) = (part.unbind(1) for part in sums.unbind(1))

@@ -1,4 +1,4 @@
-"""The masks of ptd_torch.dropout as a Triton kernel. Imported only where Triton is."""
+"""The masks of ptd_torch.dropout as a Triton kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Complex numbers as two values each, in Triton kernels. Imported only where Triton is."""
+"""Complex numbers as two values each, in Triton kernels."""
 
 from __future__ import annotations
 

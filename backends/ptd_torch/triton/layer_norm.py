@@ -1,4 +1,4 @@
-"""Layer norm and its gradient, for two readers at once, as Triton kernels. Imported only where Triton is."""
+"""Layer norm and its gradient, for two readers at once, as Triton kernels."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import triton_columns
-from .triton_columns import placed_first
+from .columns import placed_first, sizes, totals
 
 
 class Tile(NamedTuple):
@@ -94,7 +93,7 @@ def forward(
     x: Tensor, scale: Tensor, bias: Tensor, epsilon: float, features_first: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ptd_torch.layer_norm.layer_normalized; arguments are contiguous."""
-    R, _, H = triton_columns.sizes(x)
+    R, _, H = sizes(x)
     y, statistics = torch.empty_like(x), scale.new_empty((2, R))
     turned = x.new_empty((H, *x.shape[:-1])) if features_first else None
     programs, call = _launch(R, H, FORWARD)
@@ -107,14 +106,14 @@ def backward(
     dy: Tensor | None, dturned: Tensor | None, x: Tensor, scale: Tensor, statistics: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradient by x, and those by scale and bias (2, H); arguments are contiguous."""
-    R, _, H = triton_columns.sizes(x)
+    R, _, H = sizes(x)
     dx = torch.empty_like(x)
     programs, call = _launch(R, H, BACKWARD)
     if not R:
         return dx, scale.new_zeros((2, H))
     sums = scale.new_empty((2, programs, H))
     _backward[(programs,)](dy, dturned, x, scale, *statistics, dx, sums, R, STAGES=BACKWARD.stages, **call)
-    return dx, triton_columns.total(sums)
+    return dx, totals(sums)
 
 
 def _launch(R: int, H: int, tile: Tile) -> tuple[int, dict[str, int]]:

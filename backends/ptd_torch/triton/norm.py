@@ -1,4 +1,4 @@
-"""What batch norm and its gradient need per feature, as Triton kernels. Imported only where Triton is."""
+"""What batch norm and its gradient need per feature, as Triton kernels."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import triton_columns
-from .triton_columns import placed, sum_of_parts, valid_rows
+from .columns import FEATURES, grid, placed, sizes, sum_of_parts, valid_rows
 
 #: Programs, elements of a tile and stages of the pass with four sums, which leave room for smaller tiles.
 THROUGH_SKIP = (1056, 512, 4)
 #: Partial results that the program which adds them up holds at once.
 PARTS = 256
 #: Features of a program that makes the factor; widths are a multiple of it.
-FEATURES = 64
+FACTORS = 64
 
 
 @triton.jit
@@ -131,7 +130,7 @@ def prepare(x: Tensor, scale: Tensor, moments: Tensor, epsilon: float) -> tuple[
     """The factor (H,) of x - mean, and a zero (1,) in the dtype of x."""
     H = len(scale)
     factor, zero = scale.new_empty(H), x.new_empty(1)
-    _prepare[(H // FEATURES,)](scale, moments, factor, zero, epsilon, H=H, FEATURES=FEATURES, num_warps=1)
+    _prepare[(H // FACTORS,)](scale, moments, factor, zero, epsilon, H=H, FEATURES=FACTORS, num_warps=1)
     return factor, zero
 
 
@@ -139,8 +138,8 @@ def adjoint(
     dy: Tensor, x: Tensor, scale: Tensor, moments: Tensor, lengths: Tensor | None, epsilon: float
 ) -> Tensor:  # fmt: skip
     """See ptd_torch.norm.norm_adjoint; all arguments are contiguous."""
-    R, _, H = triton_columns.sizes(x)
-    programs, tile = triton_columns.grid(R, H)
+    R, _, H = sizes(x)
+    programs, tile = grid(R, H)
     parts = scale.new_empty((2, programs[0], H))
     _sums[programs](dy, x, moments, parts, R, **tile)
     return _found(parts, scale, None, moments, lengths, R, epsilon)
@@ -151,8 +150,8 @@ def adjoint_through_skip(
     lengths: Tensor | None, epsilon: float,
 ) -> Tensor:  # fmt: skip
     """adjoint of du + skip dy, which takes the place of du, and as sixth row the gradient of skip."""
-    R, L, H = triton_columns.sizes(x)
-    programs, tile = triton_columns.grid(R, H, THROUGH_SKIP)
+    R, L, H = sizes(x)
+    programs, tile = grid(R, H, THROUGH_SKIP)
     parts = scale.new_empty((4, programs[0], H))
     _add_skip[programs](du, dy, x, skip, moments, lengths, parts, R, L, **tile)
     return _found(parts, scale, bias, moments, lengths, R, epsilon)
@@ -164,9 +163,9 @@ def _found(
     """What _norm_adjoint finds; six rows with a bias."""
     _, programs, H = parts.shape
     found = scale.new_empty((5 if bias is None else 6, H))
-    features, B = triton_columns.FEATURES, 0 if lengths is None else lengths.numel()
-    _norm_adjoint[(H // features,)](
+    B = 0 if lengths is None else lengths.numel()
+    _norm_adjoint[(H // FEATURES,)](
         parts, scale, bias, moments, lengths, found, programs, R, B, epsilon,
-        H=H, PARTS=PARTS, FEATURES=features, SKIP=bias is not None, num_warps=8,
+        H=H, PARTS=PARTS, FEATURES=FEATURES, SKIP=bias is not None, num_warps=8,
     )  # fmt: skip
     return found

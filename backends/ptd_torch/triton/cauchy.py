@@ -1,4 +1,4 @@
-"""Sums over poles at the roots of unity as Triton kernels, and their gradients. Imported only where Triton is.
+"""Sums over poles at the roots of unity as Triton kernels, and their gradients.
 
 A pole's resolvent S is made anew from its parameters wherever it is wanted, for all numerators at once. Conjugate
 pairs are joined: with d = 2i s - c z and e its partner's, s = sin h, c = cos h, z = Lambda step,

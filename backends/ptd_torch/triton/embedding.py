@@ -1,4 +1,4 @@
-"""Rows gathered by token and, for the gradient, added up by token, as Triton kernels. Imported only where Triton is.
+"""Rows gathered by token and, for the gradient, added up by token, as Triton kernels.
 
 Sums go over rows in sorted order. Chunk p of PLACES sorted places adds up each of its buckets v into a row of its own,
 p + v: along sorted places p and v never fall, so two pairs of them never share a sum. Then the chunks of each bucket

@@ -1,4 +1,4 @@
-"""The gated sum that ends a block, and its gradient, as Triton kernels. Imported only where Triton is.
+"""The gated sum that ends a block, and its gradient, as Triton kernels.
 
     out = x + drop(keep sigmoid(z + b))
 
@@ -12,9 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import triton_columns
-from .triton_columns import joined, placed, store_moments, valid_rows
-from .triton_dropout import hashed
+from .columns import combined, grid, joined, moment_parts, placed, sizes, store_moments, totals, valid_rows
+from .dropout import hashed
 
 
 @triton.jit
@@ -124,30 +123,30 @@ def forward(
     rate: float, tied: bool, moments: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See ptd_torch.gate.gated_sum; its arguments are contiguous."""
-    R, L, H = triton_columns.sizes(x)
+    R, L, H = sizes(x)
     out = x.new_empty(x.shape)
-    programs, tile = triton_columns.grid(R, H)
-    parts = triton_columns.moment_parts(x, programs[0])
+    programs, tile = grid(R, H)
+    parts = moment_parts(x, programs[0])
     _forward[programs](
         keep, z, bias, x, key, lengths, out, *parts, R, L, *thresholds(rate),
         DROPOUT=masks(key, tied, L, tile["BM"]), MOMENTS=moments, **tile,
     )  # fmt: skip
-    return out, triton_columns.combined(*parts) if moments else bias.new_empty((2, H))
+    return out, combined(*parts) if moments else bias.new_empty((2, H))
 
 
 def backward(
     dout: Tensor, keep: Tensor | None, z: Tensor, bias: Tensor, key: Tensor | None, rate: float, tied: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ptd_torch.gate.gated_sum_adjoint; its arguments are contiguous."""
-    R, L, H = triton_columns.sizes(dout)
+    R, L, H = sizes(dout)
     dkeep, dz = z.new_empty(0 if keep is None else keep.shape), z.new_empty(z.shape)
-    programs, tile = triton_columns.grid(R, H)
+    programs, tile = grid(R, H)
     sums = bias.new_empty((len(bias) // H, programs[0], H))
     _backward[programs](
         dout, keep, z, bias, key, dkeep, dz, sums, R, L, *thresholds(rate),
         DROPOUT=masks(key, tied, L, tile["BM"]), **tile,
     )  # fmt: skip
-    return dkeep, dz, triton_columns.total(sums).view(-1)
+    return dkeep, dz, totals(sums).view(-1)
 
 
 def masks(key: Tensor | None, tied: bool, L: int, BM: int) -> int:

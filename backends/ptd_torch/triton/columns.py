@@ -1,4 +1,4 @@
-"""Sums and moments of every feature over all rows, as Triton kernels. Imported only where Triton is.
+"""Sums and moments of every feature over all rows, as Triton kernels.
 
 A fixed number of programs each walk through many tiles of rows and keep sums per element of a tile in registers; so few
 partial results remain that one look adds them up. No atomics: results repeat bit for bit.
@@ -6,12 +6,14 @@ partial results remain that one look adds them up. No atomics: results repeat bi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .ranks import ALONE, Ranks, current
+from ..ranks import ALONE, Ranks, current
 
 #: Programs of a pass: four a multiprocessor of an H100 or H200, which with 128 threads of 128 registers are all there.
 PROGRAMS = 528
@@ -120,7 +122,7 @@ def sum_of_parts(parts, k, columns, programs, H: tl.constexpr, PARTS: tl.constex
 
 
 @triton.jit
-def _total(parts, found, programs, H: tl.constexpr, PARTS: tl.constexpr, FEATURES: tl.constexpr):
+def _totals(parts, found, programs, H: tl.constexpr, PARTS: tl.constexpr, FEATURES: tl.constexpr):
     """found (K, H) = the sum over the programs of parts (K, programs, H)."""
     columns = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
     values = sum_of_parts(parts, tl.program_id(1), columns, programs, H, PARTS, FEATURES)
@@ -172,7 +174,7 @@ def combined(means: Tensor, squares: Tensor, counts: Tensor, ranks: Ranks | None
     groups = max(1, triton.cdiv(programs, PARTS))  # of no rows too
     found = means.new_empty((2, H))
     last = groups == 1 and ranks.size == 1
-    into = (found[0], found[1], None) if last else moment_parts(means, groups)
+    into: tuple[Tensor, Tensor, Any] = (found[0], found[1], None) if last else moment_parts(means, groups)
     _combine[(H // FEATURES, groups)](
         means, squares, counts, *into, programs, H=H, PARTS=PARTS, FEATURES=FEATURES, num_warps=8
     )  # fmt: skip
@@ -190,11 +192,11 @@ def _of_all(ranks: Ranks, means: Tensor, squares: Tensor, counts: Tensor) -> tup
     return all_[:, :H].contiguous(), all_[:, H:-1].contiguous(), all_[:, -1].contiguous()
 
 
-def total(parts: Tensor) -> Tensor:
+def totals(parts: Tensor) -> Tensor:
     """The sum over programs of parts (K, programs, H)."""
     K, programs, H = parts.shape
     found = parts.new_empty((K, H))
-    _total[(triton.cdiv(H, FEATURES), K)](parts, found, programs, H=H, PARTS=PARTS, FEATURES=FEATURES, num_warps=8)
+    _totals[(triton.cdiv(H, FEATURES), K)](parts, found, programs, H=H, PARTS=PARTS, FEATURES=FEATURES, num_warps=8)
     return found
 
 
@@ -204,7 +206,7 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
     programs, tile = grid(R, H)
     parts = x.new_empty((1, programs[0], H), dtype=torch.float32)
     _dot[programs](x, y, parts, R, **tile)
-    return total(parts)[0]
+    return totals(parts)[0]
 
 
 def sizes(x: Tensor) -> tuple[int, int, int]:

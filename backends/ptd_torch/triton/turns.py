@@ -1,4 +1,4 @@
-"""Signals turned from and to features first, as Triton kernels. Imported only where Triton is."""
+"""Signals turned from and to features first, as Triton kernels."""
 
 from __future__ import annotations
 

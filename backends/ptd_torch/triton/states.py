@@ -1,8 +1,8 @@
-"""States from rest, tile by tile, as Triton kernels. Imported only where Triton is.
+"""States from rest, tile by tile, as Triton kernels.
 
 Time is cut into tiles of a few rows. One kernel finds what each tile adds to the state that enters it, from both
-ends; ptd_torch.triton_scan runs through these, which are few; a second kernel computes the states of all tiles at once
-from those that enter. A program reads a tile for both directions, and adds up the gradients that both have. So the
+ends; scan.py runs through these, which are few; a second kernel computes the states of all tiles at once from those
+that enter. A program reads a tile for both directions, and adds up the gradients that both have. So the
 loads of many tiles are in flight, where a walk through time waits for each of its own (benchmarks/notes.md).
 
 A thread owns lanes, pairs of sequence and mode, and holds all rows of a tile as so many registers: there is no exchange
@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import triton_columns, triton_scan
+from .columns import totals
+from .scan import walk
 
 #: Rows of a tile, and warps of a program.
 ROWS, WARPS = 16, 1
@@ -278,7 +279,7 @@ def adjoint(a: Tensor, grad: Tensor, before: Tensor, *, shared: bool, exclusive:
         a, grad, entering, before, x, grad_a, R * M, n, inner, tiles, spans, d_t=given * 2 * M, x_t=D * 2 * M,
         EXCLUSIVE=exclusive, SPAN=span, M=M, **flags, **tiling,
     )  # fmt: skip
-    return x, triton_columns.total(grad_a.view(1, R * spans, 2 * M)).view(2, M)
+    return x, totals(grad_a.view(1, R * spans, 2 * M)).view(2, M)
 
 
 def _entering(a: Tensor, drive: Tensor, *, D: int, **flags: bool) -> Tensor:
@@ -291,7 +292,7 @@ def _entering(a: Tensor, drive: Tensor, *, D: int, **flags: bool) -> Tensor:
         a, drive, ends, power, R * M, n, inner, tiles, d_t=given * 2 * M, x_t=D * 2 * M, D=D,
         DOUBLINGS=ROWS.bit_length() - 1, M=M, **flags, **tiling,
     )  # fmt: skip
-    return triton_scan.walk(power, ends, None, exclusive=True)[0]
+    return walk(power, ends, None, exclusive=True)[0]
 
 
 def _lanes(a: Tensor, drive: Tensor) -> tuple[int, int, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The diagonal recurrence as one Triton kernel, and its launches. Imported only where Triton is.
+"""The diagonal recurrence as one Triton kernel, and its launches.
 
 One lane owns one mode of one sequence and walks through time in tiles: a tile's rows are one lane's registers, so
 the scan within a tile needs no exchange between lanes, and a tile's loads are all in flight at once. Where there are

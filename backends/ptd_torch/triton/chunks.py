@@ -1,11 +1,11 @@
-"""Layers with a system per feature over chunks of T samples, as Triton kernels. Imported only where Triton is.
+"""Layers with a system per feature over chunks of T samples, as Triton kernels.
 
 A walk owns one feature, one direction and 16 or 32 sequences, carries their states through the chunks in registers, and
 writes those that enter each chunk; all that its steps hand on is one multiplication. Outputs are then products over all
 chunks at once, y = u direct + x out. The gradient is the same two with transposed matrices from the other side, and
 sums of products over all chunks for the matrices.
 
-Signals are (H, R, L), time last, since a program reads whole chunks of one feature (triton_turns makes them so). Where
+Signals are (H, R, L), time last, since a program reads whole chunks of one feature (turns.py makes them so). Where
 features and sequences alone would leave the device idle, time is cut into segments, which count as further sequences: a
 walk that only finds the states at their ends, a scan over these, and the walk again with the states that enter.
 
@@ -15,6 +15,7 @@ Where sequences have lengths, chunks without a valid sample are neither read nor
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from ptd import arrays, convolution
 
-from .triton_products import dot, entries, precision
+from .products import dot, entries, precision
 
 #: Rows (sequences) of a walk, its warps, and how many chunks ahead it loads, by the bytes of an entry of the signal; of
 #: dense transitions as in float32. This and the next two: the fastest of ten settings on an H200, in bfloat16 of 18, 16
@@ -284,19 +285,19 @@ def run_backward(
     share = triton.cdiv(triton.cdiv(chunks, max(1, PRODUCT_PROGRAMS // (H * D))), rows) * rows
     parts = triton.cdiv(chunks, share)
     new, dense = matrices.decay.new_empty, matrices.decay.ndim == 5
-    sums = [None if dense else new((parts, H, D, *matrices.decay.shape[1:]))]
-    sums += [new((parts, *m.shape)) for m in (matrices.into, matrices.out, matrices.direct)]
+    of_decay = None if dense else new((parts, H, D, *matrices.decay.shape[1:]))
+    sums = [new((parts, *m.shape)) for m in (matrices.into, matrices.out, matrices.direct)]
     _products[(D, H, parts)](
-        v, entering, grad_y, leaving, *sums, lengths, chunks, v.shape[-1] // T, share, M,
+        v, entering, grad_y, leaving, of_decay, *sums, lengths, chunks, v.shape[-1] // T, share, M,
         **matrices.constants(), ROWS=rows, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    if dense:  # four more sums in the same kernel spill
+    if of_decay is None:  # four more sums in the same kernel spill
         states, gradients = (x.view(H, -1, D, 2 * M) for x in (entering, leaving))
         by_direction = [states[:, :, d].mT @ gradients[:, :, d] for d in range(D)]
         decay = sum(product.to(matrices.decay.dtype) for product in by_direction).view(matrices.decay.shape)
     else:
-        decay = sums[0].sum((0, 2))
-    rest = (m.sum(0) if parts > 1 else m[0] for m in sums[1:])
+        decay = of_decay.sum((0, 2))
+    rest = (m.sum(0) if parts > 1 else m[0] for m in sums)
     return grad_v, Matrices(decay, *rest), grad_x0
 
 
@@ -371,7 +372,8 @@ def _power(transition: Tensor, n: int) -> Tensor:
     H, _, M = transition.shape[:3]
     if transition.ndim == 5:
         return convolution.matrix_power(transition.view(H, 2 * M, 2 * M), n).view(transition.shape)
-    result, square = None, transition[:, None]
+    result: Any = None
+    square = transition[:, None]
     while n:
         if n % 2:
             result = square if result is None else _advanced(square[:, 0], result)

@@ -1,4 +1,4 @@
-"""Powers of S4's transitions over a chunk as Triton kernels. Imported only where Triton is.
+"""Powers of S4's transitions over a chunk as Triton kernels.
 
 A program owns one feature and one orbit: of the row under A, or of one column under A, which is that of a row under the
 transpose. As core does it, the first 2^k rows of an orbit times A^(2^k) are the next 2^k. Each program squares A for
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_products import entries
+from .products import entries
 
 #: What an orbit is formed in, since an error in A grows T-fold: float64, on tensor cores, or float32.
 EXACT = True

@@ -1,4 +1,4 @@
-"""The matrices of diagonal systems over chunks and their gradient, as Triton kernels. Imported only where Triton is.
+"""The matrices of diagonal systems over chunks and their gradient, as Triton kernels.
 
 A program owns a feature and forms every power Lambda_bar^t that it needs from the squares Lambda_bar^(2^k), log2(T)
 roundings each, for BLOCK modes at a time. All terms of the gradient are sums over t of a cotangent and a power, and
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_complex import loaded, times
+from .complex import loaded, times
 
 #: Modes that a program takes at a time, at most, and its warps; and those of the gradient's.
 BLOCK, WARPS = 16, 4

@@ -7,7 +7,6 @@ where full_glu's keep is a product as well, g V^T + a; its columns come before t
 A program owns some rows at their whole width. First it writes what its product multiplies (g, or dz of the gradient);
 then it multiplies that, read again from the cache, and does what stands beside the product in its epilogue. So factors
 of products lie in memory, each along the inner dimension, and yet most of what is read again comes out of the cache.
-Imported only where Triton is.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import triton_columns
-from .triton_columns import placed_first, valid_rows
-from .triton_gate import dropped, masks, sigmoid, thresholds
-from .triton_products import accumulated, accumulated_both, precision
+from .columns import combined, moment_parts, placed_first, sizes, totals, valid_rows
+from .gate import dropped, masks, sigmoid, thresholds
+from .products import accumulated, accumulated_both, precision
 
 
 class Tile(NamedTuple):
@@ -230,16 +228,16 @@ def forward(
     lengths: Tensor | None, rate: float, tied: bool, activation: str, moments: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See ptd_torch.end.block_end; its arguments are contiguous, y with features first or last."""
-    R, L, H = triton_columns.sizes(y)
+    R, L, H = sizes(y)
     g, z, out = y.new_empty(y.shape), y.new_empty((*y.shape[:-1], len(bias))), y.new_empty(y.shape)
     tile = (FORWARD_FULL if activation == "full_glu" else FORWARD)[y.dtype]
     tiles, call = _launch(y, first, rate, tied, activation, tile)
-    parts = triton_columns.moment_parts(y, tiles)
+    parts = moment_parts(y, tiles)
     _end[(tiles,)](
         y, x, weight, bias, first, second, lengths, g, z, out, *parts, R, L, *thresholds(rate),
         MOMENTS=moments, **call,
     )  # fmt: skip
-    return out, triton_columns.combined(*parts) if moments else bias.new_empty((2, H)), g, z
+    return out, combined(*parts) if moments else bias.new_empty((2, H)), g, z
 
 
 def backward(
@@ -247,21 +245,21 @@ def backward(
     rate: float, tied: bool, activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients by y, laid out like y, by z and by bias, from weight^T; arguments as those of forward."""
-    R, L, _ = triton_columns.sizes(y)
+    R, L, _ = sizes(y)
     dz, dy = y.new_empty(z.shape), torch.empty_like(y)
     tiles, call = _launch(y, first, rate, tied, activation, BACKWARD[y.dtype])
     sums = bias.new_empty((1, tiles, len(bias)))
     _end_gradient[(tiles,)](
         dout, y, z, transposed, bias, first, second, dz, dy, sums, R, L, *thresholds(rate), **call
     )  # fmt: skip
-    return dy, dz, triton_columns.total(sums)[0]
+    return dy, dz, totals(sums)[0]
 
 
 def _launch(
     y: Tensor, key: Tensor | None, rate: float, tied: bool, activation: str, tile: Tile
 ) -> tuple[int, dict[str, Any]]:  # fmt: skip
     """Programs, and what a kernel is compiled for."""
-    R, L, H = triton_columns.sizes(y)
+    R, L, H = sizes(y)
     BM = tile.rows
     BN = max(b for b in (64, 128) if b <= tile.outputs and H % b == 0)
     call = {

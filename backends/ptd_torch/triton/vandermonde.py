@@ -1,4 +1,4 @@
-"""Sums of powers as Triton kernels, and their gradients. Imported only where Triton is.
+"""Sums of powers as Triton kernels, and their gradients.
 
 With T near sqrt(L), a^l = a^(T j) a^t for l = T j + t: two tables of about sqrt(L) powers a mode, computed in double
 precision and rounded once, hold all of them to three roundings whatever the lag, and a kernel of L lags is a product

@@ -1,4 +1,4 @@
-"""Sums of products as one Triton kernel. Imported only where Triton is."""
+"""Sums of products as one Triton kernel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import triton_columns
+from .columns import totals
 
 #: Triton's interpreter multiplies the bits of bfloat16 numbers as if they were integers (3.9): there products widen.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
@@ -141,7 +141,7 @@ def product_and_skip(
         x, weight, skip, u, other, y, sums, R, K=K, N=N, PRECISION=precision(), BM=BM, BN=BN, BK=BK,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    return y, skip.new_empty(N) if other is None else triton_columns.total(sums[None])[0].to(skip.dtype)
+    return y, skip.new_empty(N) if sums is None else totals(sums[None])[0].to(skip.dtype)
 
 
 def precision() -> str:

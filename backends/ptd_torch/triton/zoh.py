@@ -1,4 +1,4 @@
-"""Zero-order hold and its gradient as Triton kernels. Imported only where Triton is.
+"""Zero-order hold and its gradient as Triton kernels.
 
 In double precision: a few thousand numbers, whose phases a recurrence multiplies by as many steps as it remembers. It
 also leaves phi_1 a plain quotient, down to where the first terms of its series serve.
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_complex import loaded, times
+from .complex import loaded, times
 
 WARPS = 1
 

@@ -1,0 +1,1 @@
+"""Triton's kernels and their launches, one module per part of a layer. Imported only where Triton is installed."""
