@@ -365,7 +365,7 @@ def test_recipe_builds_its_model_and_optimiser(task, name):
     found = recipe.recipe(task, name)
     model = found.description(3 if task == "scifar" else 1 if TASKS[task].input else 20)
     rule = found.rule(100, found.epochs)
-    assert rule.total_steps == 100 * found.epochs
+    assert rule.total_steps == found.training.get("schedule_steps", 100 * found.epochs)
     assert rule.warmup_steps < rule.total_steps
     assert (model.d_output, model.pair) == (TASKS[task].classes, TASKS[task].pair)
     assert model.norm != "batch" or model.norm_momentum in (0.9, 0.95)
@@ -382,6 +382,15 @@ def test_s5_recipe_of_text_is_the_published_one():
     assert (groups["Lambda_re"].weight_decay, groups["log_step"].lr) == (0, 0.004)
 
 
+def test_a_schedule_may_go_on_after_the_last_step_and_ends_with_none_left():
+    found = recipe.recipe("listops", "s4-ptd-released")
+    rule = found.rule(1920, found.epochs)
+    assert (rule.total_steps, rule.warmup_steps, rule.ssm_lr) == (1_200_000, 12_000, 4e-4)
+    short = dataclasses.replace(found, training=found.training | {"schedule_steps": 9})
+    with pytest.raises(ValueError, match=r"^schedule_steps: expected at least the 80 steps of 80 epochs, got 9"):
+        short.rule(1, 80)
+
+
 OWN = (
     '[a]\nlayer = {kind = "s4d", d_model = 4, d_state = 4}\ninitial = {init = "legs"}\n'
     "model = {n_layers = 1}\noptimizer = {lr = 0.01}\ntraining = {batch = 8, epochs = 2}\n"
@@ -395,7 +404,10 @@ ODD = {
     "foreign table": (OWN + "layr = {}", "FILE a: expected only initial, layer, .* got also 'layr'"),
     "no kind": (OWN.replace('kind = "s4d", ', ""), "FILE a layer.kind: expected one of .*, got None"),
     "d_stat": (OWN.replace("d_state", "d_stat"), "FILE a layer: expected only .*, got also 'd_stat'"),
-    "inti": (OWN.replace("init =", "inti ="), "FILE a initial: expected only dt_max, dt_min, init, got also 'inti'"),
+    "inti": (
+        OWN.replace("init =", "inti ="),
+        "FILE a initial: expected only dt_max, dt_min, init, weights, got also 'inti'",
+    ),
     "kind of a rule": (OWN.replace("lr =", "kind = 1, lr ="), "FILE a optimizer: expected only .*, got also 'kind'"),
     "no rate": (OWN.replace("lr = 0.01", ""), "FILE a optimizer: expected at least lr, got no lr"),
     "warmup": (OWN.replace("batch", "warmup = 1, batch"), "FILE a training: expected only .*, got also 'warmup'"),

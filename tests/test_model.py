@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 import ptd
 from ptd import S5, Input, Optimizer, SequenceModel, load, save
 from ptd.model import Training, moments
+from ptd.optimization import Group
 
 H, D_INPUT, D_OUTPUT, L = 4, 3, 2, 6
 LENGTHS = np.array([6, 4, 1])
@@ -280,6 +281,26 @@ def test_weights_have_variance_one_over_fan_in():
     assert (weight**2).mean() == pytest.approx(1 / 200, rel=5 * math.sqrt(2 / weight.size))
 
 
+def test_uniform_weights_and_biases_lie_below_one_over_root_fan_in_and_embeddings_are_standard_normal():
+    model = SequenceModel(S5(64, 2), 1, 200, 2, encoder="embedding", activation="full_glu")
+    leaves = model.initialize(np.random.default_rng(0), init="legs", weights="uniform")
+    for name in ("blocks.0.gate", "blocks.0.value", "decoder"):
+        for part in ("weight", "bias"):
+            leaf = leaves[f"{name}.{part}"]
+            assert abs(leaf).max() <= 1 / 8
+            assert (leaf**2).mean() == pytest.approx(1 / 3 / 64, rel=5 * math.sqrt(0.8 / leaf.size))
+    assert (leaves["encoder.weight"] ** 2).mean() == pytest.approx(1, rel=5 * math.sqrt(2 / 12800))
+    assert not leaves["encoder.bias"].any()
+    assert not leaves["blocks.0.norm.bias"].any()
+    linear = SequenceModel(S5(64, 2), 1, 200, 2).initialize(np.random.default_rng(0), init="legs", weights="uniform")
+    assert 0.9 / math.sqrt(200) < abs(linear["encoder.weight"]).max() <= 1 / math.sqrt(200)
+
+
+def test_weights_are_normal_or_uniform():
+    with pytest.raises(ValueError, match=r"^weights: expected one of 'normal', 'uniform', got 'lecun'"):
+        build().initialize(np.random.default_rng(0), weights="lecun")
+
+
 # --- stored integers and pairs
 
 
@@ -362,9 +383,19 @@ def test_C_has_a_rate_of_its_own_where_one_is_given():
     assert rule.group("C_re").weight_decay == 0.05
 
 
-def test_rate_of_C_is_positive():
-    with pytest.raises(ValueError, match=r"^C_lr: expected finite values > 0"):
-        Optimizer(lr=1e-2, total_steps=10, C_lr=0.0)
+def test_step_sizes_have_a_rate_of_their_own_without_decay_where_one_is_given():
+    rule = Optimizer(lr=1e-2, total_steps=10, weight_decay=0.05, step_lr=2e-3)
+    assert rule.group("blocks.0.layer.log_step") == Group(2e-3, 0.0)
+    assert rule.group("blocks.0.layer.Lambda_re") == Group(1e-3, 0.0)
+    assert Group(2e-3, 0.0) in rule.groups()
+    with pytest.raises(ValueError, match=r"^step_lr: expected None with global_step_size, got 0.002; drop one"):
+        Optimizer(lr=1e-2, total_steps=10, step_lr=2e-3, global_step_size=True)
+
+
+@pytest.mark.parametrize("name", ["C_lr", "step_lr"])
+def test_rates_of_single_leaves_are_positive(name):
+    with pytest.raises(ValueError, match=rf"^{name}: expected finite values > 0"):
+        Optimizer(lr=1e-2, total_steps=10, **{name: 0.0})
 
 
 @pytest.mark.parametrize("name", ["jax", "torch", "mlx"])

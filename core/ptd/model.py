@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from . import checks, sequences
 from .arrays import Array, arange, astype, linear, namespace
@@ -138,20 +139,37 @@ class SequenceModel:
         """Raise ValueError unless params has exactly this model's leaves, real, finite and of the right shapes."""
         checks.leaves("the model", params, self.shapes())
 
-    def initialize(self, rng: Generator, **options: Any) -> Leaves:
-        """Initial leaves, float64: layers by ptd.initialize with options, weights normal with variance 1/fan-in."""
+    def initialize(self, rng: Generator, *, weights: str = "normal", **options: Any) -> Leaves:
+        """Initial leaves, float64: layers by ptd.initialize with options, linear maps by weights.
+
+        Args:
+            rng: of every draw.
+            weights: "normal", with variance 1/fan-in and biases of 0; "uniform", as torch.nn begins: weights and biases
+                below 1/sqrt(fan-in), an embedding of standard normal rows without a bias.
+            options: of the layers' initialisation.
+        """
+        checks.choice("weights", weights, ("normal", "uniform"))
         leaves: Leaves = {}
         for i in range(self.n_layers):
             layer = initialize(self.layer, rng, **options)
             leaves |= {f"blocks.{i}.layer.{name}": value for name, value in layer.items()}
-        for name, shape in self.shapes().items():
+        shapes = self.shapes()
+        for name, shape in shapes.items():
             if name in leaves:
                 continue
-            if name.endswith(".weight"):
+            map_ = name.rpartition(".")[0]
+            if weights == "uniform" and f"{map_}.weight" in shapes:
+                leaves[name] = self._uniform(rng, name, shape, shapes[f"{map_}.weight"][1])
+            elif name.endswith(".weight"):
                 leaves[name] = rng.standard_normal(shape) / math.sqrt(shape[1])
             else:
                 leaves[name] = np.ones(shape) if name.endswith((".scale", ".var")) else np.zeros(shape)
         return leaves
+
+    def _uniform(self, rng: Generator, name: str, shape: tuple[int, ...], fan_in: int) -> NDArray[np.float64]:
+        if name.startswith("encoder.") and self.encoder == "embedding":
+            return rng.standard_normal(shape) if name == "encoder.weight" else np.zeros(shape)
+        return rng.uniform(-1, 1, shape) / math.sqrt(fan_in)
 
     # --- running -----------------------------------------------------------------------------------------------
 

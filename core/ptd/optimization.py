@@ -24,8 +24,9 @@ class Group:
 class Optimizer:
     """AdamW with linear warm-up and cosine annealing per step to 0, and two learning rates.
 
-    Lambda and log_step train at ssm_lr without decay. B and S4's P: "standard" ssm_lr without decay, "BandCdecay"
-    ssm_lr with decay, "BfastandCdecay" lr with decay. Everything else, C too unless C_lr is given: lr with decay.
+    Lambda trains at ssm_lr without decay, as does log_step unless step_lr is given. B and S4's P: "standard" ssm_lr
+    without decay, "BandCdecay" ssm_lr with decay, "BfastandCdecay" lr with decay. Everything else, C too unless C_lr is
+    given: lr with decay.
 
     Attributes:
         lr: peak rate of ordinary leaves, > 0.
@@ -36,6 +37,7 @@ class Optimizer:
         rule: one of "standard", "BandCdecay", "BfastandCdecay".
         global_step_size: train log_step as an ordinary leaf.
         C_lr: peak rate of C, > 0; decay stays.
+        step_lr: peak rate of log_step, > 0, without decay; not with global_step_size.
         frozen: leaves kept at their initial value, for example ("Lambda", "B", "log_step"): by name, for both parts and
             in every block, by the name of a part ("Lambda_im") or by a dotted name ("decoder.weight").
     """
@@ -49,15 +51,19 @@ class Optimizer:
     global_step_size: bool = False
     frozen: tuple[str, ...] = ()
     C_lr: float | None = None
+    step_lr: float | None = None
 
     def __post_init__(self) -> None:
         checks.positive_number("lr", self.lr)
         checks.positive_number("ssm_lr", self.ssm_lr)
-        if self.C_lr is not None:
-            checks.positive_number("C_lr", self.C_lr)
+        for name in ("C_lr", "step_lr"):
+            if getattr(self, name) is not None:
+                checks.positive_number(name, getattr(self, name))
         checks.positive_integer("total_steps", self.total_steps)
         checks.choice("rule", self.rule, RULES)
         checks.boolean("global_step_size", self.global_step_size)
+        if self.global_step_size and self.step_lr is not None:
+            raise checks.fail("step_lr", "None with global_step_size", self.step_lr, "drop one of the two")
         warm_up = f"an integer, 0 <= warmup_steps < total_steps={self.total_steps}"
         checks.number("warmup_steps", self.warmup_steps, 0, self.total_steps, warm_up)
         if self.warmup_steps != int(self.warmup_steps):
@@ -86,7 +92,9 @@ class Optimizer:
         leaf = last.removesuffix("_re").removesuffix("_im")
         if not {leaf, last, name}.isdisjoint(self.frozen) or is_statistic(name):
             return Group(0.0, 0.0)
-        if leaf == "Lambda" or (leaf == "log_step" and not self.global_step_size):
+        if leaf == "log_step" and not self.global_step_size:
+            return Group(self.step_lr or self.ssm_lr, 0.0)
+        if leaf == "Lambda":
             return Group(self.ssm_lr, 0.0)
         if leaf in ("B", "P") and self.rule != "BfastandCdecay":
             return Group(self.ssm_lr, self.weight_decay if self.rule == "BandCdecay" else 0.0)

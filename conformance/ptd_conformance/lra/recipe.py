@@ -27,7 +27,7 @@ from ptd.layers import LAYERS
 from .tasks import TASKS, task
 
 TABLES = ("layer", "initial", "model", "optimizer", "training")
-TRAINING = {"batch", "epochs", "warmup_epochs", "warmup_steps"}
+TRAINING = {"batch", "epochs", "warmup_epochs", "warmup_steps", "schedule_steps"}
 #: What is given besides by the code to what reads a table.
 GIVEN: dict[str, set[str]] = {
     "layer": set(),
@@ -46,10 +46,11 @@ class Recipe:
         of: the published model it repeats, as targets are listed; "" if there is none.
         note: what it does differently and why.
         layer: kind and fields of the layer.
-        initial: options of ptd.initialize.
+        initial: options of SequenceModel.initialize.
         model: fields of ptd.SequenceModel.
         optimizer: fields of ptd.Optimizer.
-        training: batch, epochs, and warmup_epochs or warmup_steps.
+        training: batch, epochs, warmup_epochs or warmup_steps, and schedule_steps: those until the rate is 0, where
+            they are more than the run has.
     """
 
     task: str
@@ -83,7 +84,10 @@ class Recipe:
 
     def rule(self, steps_per_epoch: int, epochs: int) -> ptd.Optimizer:
         """The optimiser of a run of so many steps."""
-        total = steps_per_epoch * epochs
+        steps = steps_per_epoch * epochs
+        total = self.training.get("schedule_steps", steps)
+        if total < steps:
+            raise checks.fail("schedule_steps", f"at least the {steps} steps of {epochs} epochs", total, "train fewer")
         warm_up = self.training.get("warmup_steps", self.training.get("warmup_epochs", 0) * steps_per_epoch)
         options = dict(self.optimizer)
         if isinstance(frozen := options.get("frozen"), list):
@@ -166,7 +170,8 @@ def _check(place: str, merged: Mapping[str, Any]) -> None:
         options = inspect.signature(reader).parameters
         known = options.keys() - GIVEN[table]
         needed = {name for name in known if options[name].default is inspect.Parameter.empty}
-        _check_names(f"{place} {table}", given[table], known, needed)
+        beside = {"weights"} if table == "initial" else set()  # read by SequenceModel.initialize itself
+        _check_names(f"{place} {table}", given[table], known | beside, needed)
     training = merged["training"]
     _check_names(f"{place} training", training, TRAINING, {"batch", "epochs"})
     for name in ("batch", "epochs"):
