@@ -65,6 +65,14 @@ def assert_same(first: Path, second: Path) -> None:
     assert [name for name in a if a[name].tobytes() != b[name].tobytes()] == []
 
 
+def accuracy_in_numpy(folder: Path, data: store.DataSet) -> float:
+    """The accuracy of a run's model file on the test set, in the reference."""
+    numpy, part = ptd.backend("numpy"), data.splits["test"]
+    model, leaves = ptd.load(folder / "model.safetensors")
+    outputs = numpy.apply_model(model, leaves, np.asarray(part.inputs), lengths=part.lengths)
+    return float((outputs.argmax(-1) == part.targets).mean())
+
+
 # --- every task
 
 
@@ -78,6 +86,7 @@ def test_task_runs_end_to_end(task, small_sets, tmp_path, backend):
     assert [row["epoch"] for row in record["curve"]] == [1, 2]
     assert 0 <= record["test"] <= 1
     assert (record["full"], record["task"], record["seed"]) == (False, task, 0)
+    assert accuracy_in_numpy(tmp_path, run.data) == record["test"]
 
 
 def test_there_is_something_to_learn_and_it_is_learnt(small_sets, tmp_path):
@@ -449,6 +458,7 @@ def test_command_trains_and_leaves_record_curve_and_checkpoint(small_sets, own_r
     done = train("mnist", "--recipe", own_recipe, "--out", str(out), "--note", "a test", data=small_sets)
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
+    assert done.stdout.splitlines()[-1] == f'ptd.load("{out / "model.safetensors"}") runs in any backend'
     record = results.read(out / "mnist-small-jax-0.json")
     assert (record["state"], record["full"], record["note"], len(record["source"])) == ("complete", False, "a test", 64)
     assert (out / "curve.csv").read_text().splitlines()[0] == "epoch,loss,validation,seconds"
@@ -486,6 +496,13 @@ def test_complete_run_that_is_resumed_says_its_result_and_writes_nothing(here, t
     noted = here(resume=True, note="later")
     assert noted == record | {"note": "later"}
     assert (noted["commit"], noted["sessions"]) != ("another", 2)
+
+
+def test_complete_run_from_before_there_were_model_files_gets_one_when_it_is_resumed(here, small_sets, tmp_path):
+    record = here()
+    (tmp_path / "model.safetensors").unlink()
+    assert here(resume=True) == record
+    assert accuracy_in_numpy(tmp_path, store.load(small_sets, "mnist")) == record["test"]
 
 
 def test_damaged_record_of_an_intact_checkpoint_is_written_again(here, tmp_path, capsys):
@@ -574,6 +591,7 @@ def test_command_stops_within_its_budget_with_status_0(small_sets, own_recipe, t
     assert "stopped, the time budget is used up" in done.stdout.replace("\n", " ")
     assert results.read(tmp_path / "mnist-small-jax-0.json")["state"] == "running"
     assert checkpoint.load(tmp_path) is not None
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_command_names_a_backend_that_does_not_train(small_sets):
