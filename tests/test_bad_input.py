@@ -84,7 +84,9 @@ BAD = {
     "init: expected one of 'inv', 'legs', 'lin', 'ptd', 'ptd-closed', 'rand', 'real', got 'nope'": lambda: initialize(
         init="nope"
     ),
-    "init: expected one of 'fout', 'legs', 'legt', got 'ptd'": lambda: initialize(S4(2, 4), init="ptd"),
+    "init: expected one of 'fout', 'legs', 'legt', got 'ptd'; S4-PTD is S4D(init='ptd')": lambda: initialize(
+        S4(2, 4), init="ptd"
+    ),
     "init: expected modes with a low-rank factor of the layer's rank 1, got rank 2; set rank": lambda: initialize(
         S4(2, 4), init="legt"
     ),
@@ -103,7 +105,7 @@ BAD = {
     "dt_min: expected finite values > 0, got 'small'; step sizes": lambda: initialize(dt_min="small"),
     "dt_max: expected a finite value >= dt_min=0.001, got 1e-05": lambda: initialize(dt_max=1e-5),
     "dt_max: expected a finite value >= dt_min=0.001, got inf": lambda: initialize(dt_max=np.inf),
-    "layer: expected a layer, got 's4d'; pass one of S5, S4D, DSS, S4": lambda: initialize("s4d"),
+    "layer: expected a layer, got 's4d'; pass one of S5, S4D, DSS, S4; a model has model.initialize(rng)": lambda: initialize("s4d"),
     "rng: expected a np.random.Generator, got 0; pass np.random.default_rng": lambda: ptd.initialize(LAYER, 0),
     # running a layer
     "u: expected shape (..., L, H) with L >= 1 and H=2 from d_model, got (5, 3)": lambda: apply(np.ones((5, 3))),
@@ -265,9 +267,22 @@ def test_learners_of_one_device_refuse_several():
         ptd.backend("mlx").learner(None, {}, None, 0, devices=2)
 
 
-def test_unknown_option_of_an_initialisation_is_named():
-    with pytest.raises(TypeError, match="'colour'"):
-        initialize(colour="red")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: initialize(colour="red"), "S4D: expected only the options dt_max, dt_min, init, got also colour"),
+        (lambda: initialize(S4(2, 4), B_init="hippo"), "S4: expected only the options dt_max, dt_min, init, got also B"),
+        (
+            lambda: ptd.backend("numpy").S5(8, 8, dropout=0.1, device="cuda"),
+            "S5: expected only the options B_init, C_init, bidirectional, blocks, conj_sym, discretization, dt_max, "
+            "dt_min, dtype, init, seed, skip, got also device, dropout",
+        ),
+    ],
+    ids=["initialize", "of another layer", "constructor"],
+)
+def test_unknown_option_is_named_beside_those_there_are(call, message):
+    with pytest.raises(TypeError, match=f"^{message}"):
+        call()
 
 
 def test_narrow_lengths_of_a_packed_array_do_not_wrap():

@@ -64,6 +64,19 @@ def test_backends_prints_pip_commands_and_reasons_as_they_stand(tmp_path: Path) 
     assert 'pip install "ptd[jax]"' in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("missing", [("typer", "rich"), ("rich",)], ids=str)
+def test_backends_are_listed_as_text_without_typer_and_rich(missing: tuple[str, ...]) -> None:
+    done = ptd("backends", before=f"import sys; sys.modules.update(dict.fromkeys({missing!r}))")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines(done, "numpy")[0].startswith("numpy  yes  cpu  ptd ")
+
+
+def test_other_commands_without_typer_name_the_extra() -> None:
+    done = ptd("conformance", before="import sys; sys.modules['typer'] = None")
+    expected = 'needs typer and rich; to add them: pip install "ptd[cli]"; ptd backends needs neither\n'
+    assert (done.returncode, done.stderr) == (1, f"ptd: the command line {expected}")
+
+
 def test_broken_command_of_a_stranger_leaves_the_others(tmp_path: Path) -> None:
     done = ptd("--help", env=distribution(tmp_path, "ptd.commands", "odd = no_such_module:command"))
     assert (done.returncode, "conformance" in done.stdout) == (0, True)

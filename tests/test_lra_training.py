@@ -286,6 +286,17 @@ def test_best_validation_accuracy_selects_and_the_later_of_equals(whole):
     assert p["best"] == [row for row in p["curve"] if row["validation"] == best][-1]
 
 
+def test_model_of_a_complete_run_is_that_of_its_best_epoch(small_sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "accuracy", lambda run, *_: 1 / (1 + run.progress.epoch))
+    run = Run(tiny("image", "s4d"), load(small_sets, "image", 32), JAX, 0, tmp_path)
+    assert run.go(clock.Clock())
+    model, leaves = ptd.load(tmp_path / "model.safetensors")
+    arrays, values = checkpoint.load(tmp_path)
+    assert (model, values["progress"]["best"]["epoch"]) == (run.model, 1)
+    assert [name for name in leaves if leaves[name].tobytes() != arrays[f"best.{name}"].tobytes()] == []
+    assert leaves["decoder.weight"].tobytes() != arrays["leaves.decoder.weight"].tobytes()
+
+
 def test_not_a_number_stops_the_run_with_step_and_parameter(small_sets, tmp_path):
     small = tiny("image", "s4-ptd-closed", epochs=4)
     small = dataclasses.replace(small, optimizer={"lr": 1e30, "ssm_lr": 1e-3})
@@ -598,6 +609,14 @@ def test_command_names_a_backend_that_does_not_train(small_sets):
     done = train("mnist", "--recipe", "s5", "--backend", "numpy", data=small_sets)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "backend: expected one that trains, got numpy" in done.stderr
+
+
+def test_command_names_what_initialises_where_the_recipe_does_not(small_sets, tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text(OWN.replace("d_state = 4", "d_state = 2").replace("legs", "ptd"))
+    done = train("mnist", "--recipe", f"{file}:a", "--out", str(tmp_path / "run"), data=small_sets)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("ptd: init: expected modes of order 2 by 'ptd', got none: 2 real eigenvalues remain; ")
 
 
 def test_data_sets_are_read_from_the_store_as_they_were_written(small_sets):

@@ -208,3 +208,10 @@ def finite(argument: str, array: Any) -> None:
             f"{np.asarray(array)[tuple(bad[0])]} at index {tuple(int(i) for i in bad[0])}",
             "the parameters diverged or the file is damaged: go back to an earlier checkpoint",
         )
+
+
+def options(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise TypeError, as Python does for an unknown keyword, unless all given options are known; it lists those."""
+    known = sorted(known)
+    if unknown := sorted(set(given) - set(known)):
+        raise TypeError(str(fail(owner, f"only the options {', '.join(known)}", f"also {', '.join(unknown)}")))
