@@ -156,7 +156,9 @@ def test_layer_with_modes_of_order_2_names_what_initialises_it(layer):
 
 
 @pytest.mark.parametrize("options", [{"conj_sym": False, "init": "ptd"}, {"init": "ptd-closed"}], ids=str)
-@pytest.mark.parametrize("size", [(S5, 8, 16, {"blocks": 8}), (S5, 8, 2, {}), (S4D, 8, 2, {})], ids="{0[0].__name__}".format)
+@pytest.mark.parametrize(
+    "size", [(S5, 8, 16, {"blocks": 8}), (S5, 8, 2, {}), (S4D, 8, 2, {})], ids="{0[0].__name__}".format
+)
 def test_what_is_named_for_order_2_initialises(size, options):
     kind, H, N, blocks = size
     y = ptd.backend("numpy").new(kind, H, N, **blocks, **options)(np.ones((5, 8), np.float32))

@@ -616,7 +616,9 @@ def test_command_names_what_initialises_where_the_recipe_does_not(small_sets, tm
     file.write_text(OWN.replace("d_state = 4", "d_state = 2").replace("legs", "ptd"))
     done = train("mnist", "--recipe", f"{file}:a", "--out", str(tmp_path / "run"), data=small_sets)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert done.stderr.startswith("ptd: init: expected modes of order 2 by 'ptd', got none: 2 real eigenvalues remain; ")
+    assert done.stderr.startswith(
+        "ptd: init: expected modes of order 2 by 'ptd', got none: 2 real eigenvalues remain; "
+    )
 
 
 def test_data_sets_are_read_from_the_store_as_they_were_written(small_sets):

@@ -173,7 +173,9 @@ def _block(init: str | Modes, N: int, conj_sym: bool) -> Modes:
         reason, remedy = str(error).partition(":")[0], "pass init='ptd-closed'"
         remedy += ", or conj_sym=False where the layer is not DSS" if conj_sym else ""
         got = f"none: {reason}"
-        raise NotConverged(str(checks.fail("init", f"modes of order {N} by {init!r}", got, remedy)), error.best) from error
+        raise NotConverged(
+            str(checks.fail("init", f"modes of order {N} by {init!r}", got, remedy)), error.best
+        ) from error
 
 
 def _of_size(modes: Modes, P: int) -> Modes:

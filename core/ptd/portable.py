@@ -109,6 +109,13 @@ class PortableBackend:
 
     def check_learner(self, model: SequenceModel, params: Mapping[str, NDArray], activations: str | None) -> None:
         """Raise ValueError where the arguments of learner do not fit; a backend that trains calls this first."""
+        if not isinstance(model, SequenceModel):
+            got = f"a {type(model).__name__}"
+            raise checks.fail(
+                "model", "a SequenceModel", got, "of a module pass module.description and module.leaves()"
+            )
+        for name, value in params.items():
+            checks.host(name, value)
         model.check(params)
         checks.activations(activations, self.kernels.activations)
 
