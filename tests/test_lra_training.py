@@ -354,14 +354,16 @@ def test_checkpoint_of_no_run_is_refused_by_name(change, message, whole, tmp_pat
 # --- the clock
 
 
-@pytest.mark.parametrize(("text", "expected"), [("9m", 540), ("90s", 90), ("1.5h", 5400), ("7", 7)])
+@pytest.mark.parametrize(("text", "expected"), [("9m", 540), ("90s", 90), ("1.5h", 5400), ("0.5s", 0.5)])
 def test_durations(text, expected):
     assert clock.seconds(text) == expected
 
 
-def test_what_is_no_duration_is_refused():
-    with pytest.raises(ValueError, match=r"^budget: expected a duration as 9m, 90s or 1.5h, got 'soon'"):
-        clock.seconds("soon")
+@pytest.mark.parametrize("text", ["soon", "9", "0s", "9 minutes"])
+def test_what_is_no_duration_with_a_unit_is_refused(text):
+    message = f"^budget: expected a duration with its unit, as 9m, 90s or 1.5h, got '{text}'$"
+    with pytest.raises(ValueError, match=message):
+        clock.seconds(text)
 
 
 def test_nothing_begins_that_would_outlast_the_budget():
@@ -434,6 +436,23 @@ def test_odd_recipe_file_is_named_with_its_table_and_option(kind, tmp_path):
         recipe.recipe("image", f"{file}:a")
 
 
+def test_recipe_file_without_a_name_is_told_its_names(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text(OWN + OWN.replace("[a]", "[b]"))
+    message = f"^recipe: expected FILE.toml:NAME, got '{file}'; the file has {file}:a, {file}:b$"
+    with pytest.raises(ValueError, match=message):
+        recipe.recipe("image", str(file))
+
+
+@pytest.mark.parametrize("name", ["none.toml", "none.toml:a", ":a"])
+def test_recipe_file_that_is_not_there_is_named(name, tmp_path):
+    path = f"{tmp_path / name}"
+    with pytest.raises(
+        ValueError, match=f"^recipe: expected a file FILE.toml:NAME, got no file {path.partition(':')[0]}"
+    ):
+        recipe.recipe("image", path)
+
+
 def test_recipe_files_are_utf_8_whatever_the_locale(tmp_path):
     file = tmp_path / "own.toml"
     file.write_text(OWN.replace("[a]", '[a]\nnote = "Poincaré"'), encoding="utf-8")
@@ -477,6 +496,7 @@ def test_command_trains_and_leaves_record_curve_and_checkpoint(small_sets, own_r
     again = train("mnist", "--recipe", own_recipe, "--out", str(out), data=small_sets)
     assert (again.returncode, again.stderr.count("\n")) == (1, 1)
     assert "pass --resume or another --out" in again.stderr
+    assert [read["note"] for read in results.read_all(out)] == ["a test"]
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from typing import Annotated
 
 from .contract import Unsupported
@@ -22,7 +22,18 @@ def main() -> None:
             return list_backends()
         remedy = 'to add them: pip install "ptd[cli]"; ptd backends needs neither'
         sys.exit(f"ptd: the command line needs typer and rich; {remedy}")
-    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+    def say_version(asked: bool) -> None:
+        if asked:
+            print(f"ptd {version('ptd')}")
+            raise typer.Exit
+
+    option = typer.Option(False, "--version", is_eager=True, callback=say_version, help="Say ptd's version and exit.")
+
+    @app.callback(help=__doc__)
+    def options(version: bool = option) -> None: ...
+
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         try:
             app.command(point.name)(point.load())
