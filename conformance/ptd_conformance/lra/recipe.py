@@ -112,8 +112,8 @@ def recipe(task_name: str, name: str) -> Recipe:
     """
     task(task_name)
     if name.endswith(".toml"):
-        tables = ", ".join(f"{name}:{table}" for table in _own(Path(name)))
-        raise checks.fail("recipe", "FILE.toml:NAME", repr(name), f"the file has {tables or 'none'}")
+        there = ", ".join(f"{name}:{table}" for table in _own(Path(name)))
+        raise checks.fail("recipe", "FILE.toml:NAME", repr(name), f"the file has {there or 'none'}")
     file, _, name = name.rpartition(":")
     tables = _own(Path(file)) if file else _file(task_name)
     checks.choice("recipe", name, tables)
