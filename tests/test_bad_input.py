@@ -84,7 +84,9 @@ BAD = {
     "init: expected one of 'inv', 'legs', 'lin', 'ptd', 'ptd-closed', 'rand', 'real', got 'nope'": lambda: initialize(
         init="nope"
     ),
-    "init: expected one of 'fout', 'legs', 'legt', got 'ptd'": lambda: initialize(S4(2, 4), init="ptd"),
+    "init: expected one of 'fout', 'legs', 'legt', got 'ptd'; S4-PTD is S4D(init='ptd')": lambda: initialize(
+        S4(2, 4), init="ptd"
+    ),
     "init: expected modes with a low-rank factor of the layer's rank 1, got rank 2; set rank": lambda: initialize(
         S4(2, 4), init="legt"
     ),
@@ -103,7 +105,9 @@ BAD = {
     "dt_min: expected finite values > 0, got 'small'; step sizes": lambda: initialize(dt_min="small"),
     "dt_max: expected a finite value >= dt_min=0.001, got 1e-05": lambda: initialize(dt_max=1e-5),
     "dt_max: expected a finite value >= dt_min=0.001, got inf": lambda: initialize(dt_max=np.inf),
-    "layer: expected a layer, got 's4d'; pass one of S5, S4D, DSS, S4": lambda: initialize("s4d"),
+    "layer: expected a layer, got 's4d'; pass one of S5, S4D, DSS, S4; a model has model.initialize(rng)": lambda: (
+        initialize("s4d")
+    ),
     "rng: expected a np.random.Generator, got 0; pass np.random.default_rng": lambda: ptd.initialize(LAYER, 0),
     # running a layer
     "u: expected shape (..., L, H) with L >= 1 and H=2 from d_model, got (5, 3)": lambda: apply(np.ones((5, 3))),
@@ -141,7 +145,20 @@ BAD = {
     "u: expected shape (..., L, H) with L >= 1 and H=2 from d_model, got (1, 3)": lambda: step(np.ones(3)),
     "u_k: expected shape (..., H) with H=2 from d_model, got ()": lambda: step(np.float64(1)),
     "u_k: expected an array, got list": lambda: step([1.0, 2.0]),
-    "state: expected an array, got NoneType": lambda: step(state=None),
+    "state: expected an array, got list": lambda: step(state=[0.0]),
+    "state: expected an array, the state before u_k, got None; begin with module.initial_state(batch), zeros": lambda: (
+        step(state=None)
+    ),
+    "u_k: expected one sample, shape (2,) from state, got (5, 2); step u[..., k, :]; apply runs": lambda: step(U),
+    "u_k: expected one sample, shape (3, 2) from state, got (3, 5, 2); step u[..., k, :]": lambda: step(
+        np.ones((3, 5, 2)), np.zeros((3, 2, 2, 2))
+    ),
+    "state: expected the state before u_k, got None; begin with module.initial_state(batch)": lambda: (
+        ptd.backend("numpy").module(MODEL, MODEL_PARAMS).step(np.ones(3), None)
+    ),
+    "batch: expected a tuple of sizes, as (8,), or (), got 3; pass the leading axes": lambda: (
+        ptd.backend("numpy").module(LAYER, PARAMS).initial_state(3)
+    ),
     "state: expected shape (2, 2, 2), the batch axes of u, then layer": lambda: step(state=STATE[0]),
     "step_scale: expected finite values > 0, got 0; it multiplies": lambda: step(step_scale=0),
     "step_scale: expected a shape that broadcasts to (), the batch": lambda: step(step_scale=np.ones(4)),
@@ -253,6 +270,40 @@ def test_targets_that_would_be_broadcast_are_refused(name, targets, message):
     assert str(error.value) == f"targets: expected {message}; reshape them"
 
 
+FOREIGN = [(own, other) for own in ("numpy", "jax", "torch", "mlx") for other in ("numpy", "torch", "mlx")]
+
+
+@pytest.mark.parametrize(("own", "other"), [(a, b) for a, b in FOREIGN if a != b and (a, b) != ("jax", "numpy")])
+def test_arrays_of_another_framework_are_named_with_what_converts_them(own, other):
+    be, foreign = ptd.backend(own), ptd.backend(other).asarray(U, "float32")
+    params = {name: be.asarray(value, "float32") for name, value in PARAMS.items()}
+    theirs = {name: ptd.backend(other).asarray(value, "float32") for name, value in PARAMS.items()}
+    u, state = be.asarray(U, "float32"), be.asarray(STATE, "float32")
+    with pytest.raises(ValueError, match=r"^u: .*backend.asarray\("):
+        be.apply(LAYER, params, foreign)
+    message = rf"^u: expected an array of {other}, as the parameters are, got one of {own}; .*backend.asarray\("
+    with pytest.raises(ValueError, match=message):
+        be.apply(LAYER, theirs, u)
+    with pytest.raises(ValueError, match=r"^u(_k)?: .*backend.asarray\("):
+        be.step(LAYER, params, foreign[0], state)
+    with pytest.raises(
+        ValueError, match=rf"^state: expected an array of {own}, as the parameters are, got one of {other}"
+    ):
+        be.step(LAYER, params, u[0], ptd.backend(other).asarray(STATE, "float32"))
+    assert be.apply(LAYER, params, be.asarray(foreign, "float32")).shape == U.shape
+
+
+@pytest.mark.parametrize("name", ["jax", "torch", "mlx"])
+def test_learner_of_a_module_names_what_it_takes(name):
+    be = ptd.backend(name)
+    module = be.module(MODEL, MODEL_PARAMS)
+    message = (
+        r"^model: expected a SequenceModel, got a Module; of a module pass module.description and module.leaves\(\)$"
+    )
+    with pytest.raises(ValueError, match=message):
+        be.learner(module, module.leaves(), optimizer(), 0)
+
+
 @pytest.mark.parametrize("name", ["gradients", "compiled", "learner"])
 def test_reference_refuses_what_it_cannot_do_with_the_reason(name):
     with pytest.raises(NotImplementedError, match=r"^numpy: no [a-z]+; NumPy has no [a-z ]+$"):
@@ -265,9 +316,25 @@ def test_learners_of_one_device_refuse_several():
         ptd.backend("mlx").learner(None, {}, None, 0, devices=2)
 
 
-def test_unknown_option_of_an_initialisation_is_named():
-    with pytest.raises(TypeError, match="'colour'"):
-        initialize(colour="red")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: initialize(colour="red"), "S4D: expected only the options dt_max, dt_min, init, got also colour"),
+        (
+            lambda: initialize(S4(2, 4), B_init="hippo"),
+            "S4: expected only the options dt_max, dt_min, init, got also B",
+        ),
+        (
+            lambda: ptd.backend("numpy").S5(8, 8, dropout=0.1, device="cuda"),
+            "S5: expected only the options B_init, C_init, bidirectional, blocks, conj_sym, discretization, dt_max, "
+            "dt_min, dtype, init, seed, skip, got also device, dropout",
+        ),
+    ],
+    ids=["initialize", "of another layer", "constructor"],
+)
+def test_unknown_option_is_named_beside_those_there_are(call, message):
+    with pytest.raises(TypeError, match=f"^{message}"):
+        call()
 
 
 def test_narrow_lengths_of_a_packed_array_do_not_wrap():

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from ptd_conformance import record as records
 from ptd_conformance import report, speed
+from ptd_conformance.lra import results
 
 #: As an installed script runs: without the working folder on sys.path.
 SCRIPT = "-P"
@@ -64,6 +66,19 @@ def test_backends_prints_pip_commands_and_reasons_as_they_stand(tmp_path: Path) 
     assert 'pip install "ptd[jax]"' in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("missing", [("typer", "rich"), ("rich",)], ids=str)
+def test_backends_are_listed_as_text_without_typer_and_rich(missing: tuple[str, ...]) -> None:
+    done = ptd("backends", before=f"import sys; sys.modules.update(dict.fromkeys({missing!r}))")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines(done, "numpy")[0].startswith("numpy  yes  cpu  ptd ")
+
+
+def test_other_commands_without_typer_name_the_extra() -> None:
+    done = ptd("conformance", before="import sys; sys.modules['typer'] = None")
+    expected = 'needs typer and rich; to add them: pip install "ptd[cli]"; ptd backends needs neither\n'
+    assert (done.returncode, done.stderr) == (1, f"ptd: the command line {expected}")
+
+
 def test_broken_command_of_a_stranger_leaves_the_others(tmp_path: Path) -> None:
     done = ptd("--help", env=distribution(tmp_path, "ptd.commands", "odd = no_such_module:command"))
     assert (done.returncode, "conformance" in done.stdout) == (0, True)
@@ -73,6 +88,20 @@ def test_broken_command_of_a_stranger_leaves_the_others(tmp_path: Path) -> None:
 def test_conformance_writes_a_record_of_every_trial(record: Path) -> None:
     results = json.loads(record.read_text())["results"]
     assert {(row["clause"], row["outcome"]) for row in results} == {("L1", "pass"), ("G1", "unsupported")}
+
+
+def test_conformance_prints_the_clauses_that_were_asked_for() -> None:
+    done = ptd("conformance", "--backend", "numpy", "--only", "L1", "--only", "E1")
+    assert (done.returncode, done.stderr, "not-run" in done.stdout) == (0, "", False)
+    assert [line.split()[1] for line in lines(done, "\N{BOX DRAWINGS LIGHT VERTICAL} ") if line[2] != " "] == [
+        "L1",
+        "E1",
+    ]
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    done = ptd("--version")
+    assert (done.returncode, done.stdout) == (0, f"ptd {version('ptd')}\n")
 
 
 def test_report_is_one_page_with_nothing_to_fetch(record: Path, tmp_path: Path) -> None:
@@ -150,6 +179,41 @@ def test_report_refuses_a_damaged_record(record: Path, tmp_path: Path) -> None:
     done = ptd("report", str(tmp_path / "cut.json"), "--html", str(tmp_path / "index.html"))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "cut.json" in done.stderr
+
+
+KIND = "a.json: expected a conformance record of spec 1, got "
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (
+            {"lra": 1, "task": "image"},
+            f"{KIND}the record of a training run; ptd conformance --lra --results FOLDER reads",
+        ),
+        ({"pieces": [], "values": {}}, f"{KIND}the checkpoint of a training run; ptd train --resume reads it, ptd"),
+        ({"figures": [], "backend": "a"}, f"{KIND}a record of ptd bench; ptd report FOLDER reads it in FOLDER/speed"),
+        ({"by_amplitude": []}, f"{KIND}a result of ptd robustness; ptd report FOLDER reads it in FOLDER/lra"),
+    ],
+    ids=["run", "checkpoint", "speed", "noise"],
+)
+def test_report_of_another_record_says_which_came_and_what_reads_it(found: dict, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        records.read(tmp_path / "a.json")
+
+
+def test_conformance_record_is_no_record_of_a_run(record: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"expected the record of a run, got a conformance record; ptd report reads it$"
+    ):
+        results.read(record)
+
+
+def test_report_of_a_file_that_is_not_there_names_it(tmp_path: Path) -> None:
+    done = ptd("report", "none.json", cwd=tmp_path)
+    expected = "none.json: expected a conformance record of spec 1, got no file none.json; pass the path of one"
+    assert (done.returncode, done.stderr) == (1, f"ptd: {expected}\n")
 
 
 def test_record_of_speed_with_a_field_missing_is_refused_by_name(tmp_path: Path) -> None:

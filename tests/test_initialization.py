@@ -148,6 +148,23 @@ def test_optimised_ptd_that_cannot_be_paired_says_so():
         modes.ptd(2)
 
 
+@pytest.mark.parametrize("layer", [S5(128, 16, blocks=8), S5(8, 2), S4D(8, 2), DSS(8, 1)], ids=lambda layer: layer.kind)
+def test_layer_with_modes_of_order_2_names_what_initialises_it(layer):
+    message = "^init: expected modes of order 2 by 'ptd', got none: 2 real eigenvalues remain; pass init='ptd-closed'"
+    with pytest.raises(ptd.NotConverged, match=message + ", or conj_sym=False where the layer is not DSS$"):
+        ptd.initialize(layer, np.random.default_rng(0), init="ptd")
+
+
+@pytest.mark.parametrize("options", [{"conj_sym": False, "init": "ptd"}, {"init": "ptd-closed"}], ids=str)
+@pytest.mark.parametrize(
+    "size", [(S5, 8, 16, {"blocks": 8}), (S5, 8, 2, {}), (S4D, 8, 2, {})], ids="{0[0].__name__}".format
+)
+def test_what_is_named_for_order_2_initialises(size, options):
+    kind, H, N, blocks = size
+    y = ptd.backend("numpy").new(kind, H, N, **blocks, **options)(np.ones((5, 8), np.float32))
+    assert np.isfinite(y).all()
+
+
 @pytest.mark.parametrize("n", [3, 4, 8, 16, 17, 32])
 def test_optimised_ptd_stores_half_of_its_modes(n):
     assert len(modes.ptd(n).Lambda) == (n + 1) // 2

@@ -452,6 +452,17 @@ def test_names_of_tasks_and_sets_are_whole_in_a_list(columns, small_sets, capfd,
     assert columns or "…" not in listed
 
 
+def test_tasks_are_listed_without_a_data_folder(capfd, monkeypatch):
+    monkeypatch.delenv("PTD_DATA", raising=False)
+    *table, last = data("list", capfd=capfd)
+    assert [name for name in tasks.TASKS if f" {name} " not in "\n".join(table)] == []
+    assert last == "made sets are listed with --root FOLDER or PTD_DATA"
+    with pytest.raises(
+        ValueError, match=r"^root: expected a data folder, got none; pass --root FOLDER or set PTD_DATA$"
+    ):
+        data("verify", capfd=capfd)
+
+
 def test_brackets_in_names_are_no_markup(tmp_path, capfd, monkeypatch):
     base = tmp_path / "a[" / "x]" / "[red]"
     with pytest.raises(ValueError, match=r"got none"):

@@ -65,6 +65,14 @@ def assert_same(first: Path, second: Path) -> None:
     assert [name for name in a if a[name].tobytes() != b[name].tobytes()] == []
 
 
+def accuracy_in_numpy(folder: Path, data: store.DataSet) -> float:
+    """The accuracy of a run's model file on the test set, in the reference."""
+    numpy, part = ptd.backend("numpy"), data.splits["test"]
+    model, leaves = ptd.load(folder / "model.safetensors")
+    outputs = numpy.apply_model(model, leaves, np.asarray(part.inputs), lengths=part.lengths)
+    return float((outputs.argmax(-1) == part.targets).mean())
+
+
 # --- every task
 
 
@@ -78,6 +86,7 @@ def test_task_runs_end_to_end(task, small_sets, tmp_path, backend):
     assert [row["epoch"] for row in record["curve"]] == [1, 2]
     assert 0 <= record["test"] <= 1
     assert (record["full"], record["task"], record["seed"]) == (False, task, 0)
+    assert accuracy_in_numpy(tmp_path, run.data) == record["test"]
 
 
 def test_there_is_something_to_learn_and_it_is_learnt(small_sets, tmp_path):
@@ -277,6 +286,17 @@ def test_best_validation_accuracy_selects_and_the_later_of_equals(whole):
     assert p["best"] == [row for row in p["curve"] if row["validation"] == best][-1]
 
 
+def test_model_of_a_complete_run_is_that_of_its_best_epoch(small_sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "accuracy", lambda run, *_: 1 / (1 + run.progress.epoch))
+    run = Run(tiny("image", "s4d"), load(small_sets, "image", 32), JAX, 0, tmp_path)
+    assert run.go(clock.Clock())
+    model, leaves = ptd.load(tmp_path / "model.safetensors")
+    arrays, values = checkpoint.load(tmp_path)
+    assert (model, values["progress"]["best"]["epoch"]) == (run.model, 1)
+    assert [name for name in leaves if leaves[name].tobytes() != arrays[f"best.{name}"].tobytes()] == []
+    assert leaves["decoder.weight"].tobytes() != arrays["leaves.decoder.weight"].tobytes()
+
+
 def test_not_a_number_stops_the_run_with_step_and_parameter(small_sets, tmp_path):
     small = tiny("image", "s4-ptd-closed", epochs=4)
     small = dataclasses.replace(small, optimizer={"lr": 1e30, "ssm_lr": 1e-3})
@@ -334,14 +354,16 @@ def test_checkpoint_of_no_run_is_refused_by_name(change, message, whole, tmp_pat
 # --- the clock
 
 
-@pytest.mark.parametrize(("text", "expected"), [("9m", 540), ("90s", 90), ("1.5h", 5400), ("7", 7)])
+@pytest.mark.parametrize(("text", "expected"), [("9m", 540), ("90s", 90), ("1.5h", 5400), ("0.5s", 0.5)])
 def test_durations(text, expected):
     assert clock.seconds(text) == expected
 
 
-def test_what_is_no_duration_is_refused():
-    with pytest.raises(ValueError, match=r"^budget: expected a duration as 9m, 90s or 1.5h, got 'soon'"):
-        clock.seconds("soon")
+@pytest.mark.parametrize("text", ["soon", "9", "0s", "9 minutes"])
+def test_what_is_no_duration_with_a_unit_is_refused(text):
+    message = f"^budget: expected a duration with its unit, as 9m, 90s or 1.5h, got '{text}'$"
+    with pytest.raises(ValueError, match=message):
+        clock.seconds(text)
 
 
 def test_nothing_begins_that_would_outlast_the_budget():
@@ -426,6 +448,21 @@ def test_odd_recipe_file_is_named_with_its_table_and_option(kind, tmp_path):
         recipe.recipe("image", f"{file}:a")
 
 
+def test_recipe_file_without_a_name_is_told_its_names(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text(OWN + OWN.replace("[a]", "[b]"))
+    message = f"^recipe: expected FILE.toml:NAME, got '{file}'; the file has {file}:a, {file}:b$"
+    with pytest.raises(ValueError, match=message):
+        recipe.recipe("image", str(file))
+
+
+@pytest.mark.parametrize("name", ["none.toml", "none.toml:a"])
+def test_recipe_file_that_is_not_there_is_named(name, tmp_path):
+    message = f"^recipe: expected a file FILE.toml:NAME, got no file {tmp_path}/none.toml; pass the path of one$"
+    with pytest.raises(ValueError, match=message):
+        recipe.recipe("image", f"{tmp_path}/{name}")
+
+
 def test_recipe_files_are_utf_8_whatever_the_locale(tmp_path):
     file = tmp_path / "own.toml"
     file.write_text(OWN.replace("[a]", '[a]\nnote = "Poincaré"'), encoding="utf-8")
@@ -461,6 +498,7 @@ def test_command_trains_and_leaves_record_curve_and_checkpoint(small_sets, own_r
     done = train("mnist", "--recipe", own_recipe, "--out", str(out), "--note", "a test", data=small_sets)
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
+    assert done.stdout.splitlines()[-1] == f'ptd.load("{out / "model.safetensors"}") runs in any backend'
     record = results.read(out / "mnist-small-jax-0.json")
     assert (record["state"], record["full"], record["note"], len(record["source"])) == ("complete", False, "a test", 64)
     assert (out / "curve.csv").read_text().splitlines()[0] == "epoch,loss,validation,seconds"
@@ -468,6 +506,7 @@ def test_command_trains_and_leaves_record_curve_and_checkpoint(small_sets, own_r
     again = train("mnist", "--recipe", own_recipe, "--out", str(out), data=small_sets)
     assert (again.returncode, again.stderr.count("\n")) == (1, 1)
     assert "pass --resume or another --out" in again.stderr
+    assert [read["note"] for read in results.read_all(out)] == ["a test"]
 
 
 @pytest.fixture
@@ -498,6 +537,13 @@ def test_complete_run_that_is_resumed_says_its_result_and_writes_nothing(here, t
     noted = here(resume=True, note="later")
     assert noted == record | {"note": "later"}
     assert (noted["commit"], noted["sessions"]) != ("another", 2)
+
+
+def test_complete_run_from_before_there_were_model_files_gets_one_when_it_is_resumed(here, small_sets, tmp_path):
+    record = here()
+    (tmp_path / "model.safetensors").unlink()
+    assert here(resume=True) == record
+    assert accuracy_in_numpy(tmp_path, store.load(small_sets, "mnist")) == record["test"]
 
 
 def test_damaged_record_of_an_intact_checkpoint_is_written_again(here, tmp_path, capsys):
@@ -586,12 +632,23 @@ def test_command_stops_within_its_budget_with_status_0(small_sets, own_recipe, t
     assert "stopped, the time budget is used up" in done.stdout.replace("\n", " ")
     assert results.read(tmp_path / "mnist-small-jax-0.json")["state"] == "running"
     assert checkpoint.load(tmp_path) is not None
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_command_names_a_backend_that_does_not_train(small_sets):
     done = train("mnist", "--recipe", "s5", "--backend", "numpy", data=small_sets)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "backend: expected one that trains, got numpy" in done.stderr
+
+
+def test_command_names_what_initialises_where_the_recipe_does_not(small_sets, tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text(OWN.replace("d_state = 4", "d_state = 2").replace("legs", "ptd"))
+    done = train("mnist", "--recipe", f"{file}:a", "--out", str(tmp_path / "run"), data=small_sets)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith(
+        "ptd: init: expected modes of order 2 by 'ptd', got none: 2 real eigenvalues remain; "
+    )
 
 
 def test_data_sets_are_read_from_the_store_as_they_were_written(small_sets):

@@ -421,15 +421,47 @@ def test_modules_own_their_leaves(layer):
     torch.testing.assert_close(layer.D, other.D)
 
 
-def test_foreign_arrays_and_devices_are_named(layer):
+def test_foreign_arrays_are_named(layer):
     with pytest.raises(ValueError, match=r"^u: expected a torch tensor, got ndarray; pass backend.asarray\(u\)"):
         layer(U.numpy())
     with pytest.raises(ValueError, match=r"^u_k: expected a torch tensor, got ndarray"):
         layer.step(U[0].numpy(), layer.initial_state())
-    with pytest.raises(ValueError, match=r"^device: expected one of .*, got meta"):
-        backend.on("meta")
     with pytest.raises(ValueError, match=r"^params: expected leaves of one dtype.*torch.float64 for C_re"):
         be.apply(LAYER, layer.arrays() | {"C_re": layer.C_re.double()}, U)
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "cuda:99", "gpu", "cpu:x"])
+def test_device_that_torch_does_not_find_is_refused_where_it_is_named(name):
+    count = torch.cuda.device_count()
+    message = (
+        rf"^device: expected 'cpu', or a GPU as 'cuda:0', got '{name}'; torch {torch.__version__} finds {count} GPUs"
+    )
+    with pytest.raises(ValueError, match=message.replace("+", r"\+")):
+        backend.on(name)
+
+
+def test_gpu_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match=r"^device: .* got 'cuda'; torch .* finds 0 GPUs here$"):
+        backend.on("cuda")
+
+
+@pytest.mark.parametrize("batch", [2, "2", (2.0,), (-1,), None], ids=repr)
+def test_batch_of_a_state_is_a_tuple_of_sizes(layer, batch):
+    message = r"^batch: expected a tuple of sizes, as \(8,\), or \(\), got "
+    for call in (layer.initial_state, lambda batch: backend.stepper(layer, batch)):
+        with pytest.raises(ValueError, match=message):
+            call(batch)
+
+
+def test_leaves_that_are_recorded_are_refused_with_what_the_host_takes(layer, tmp_path):
+    recorded, message = dict(layer.named_parameters()), "^params: expected leaves as host arrays, got a Parameter for "
+    with pytest.raises(ValueError, match=message + r"[A-Z]\w+, of which NumPy makes none; pass module.leaves\(\)$"):
+        ptd.save(tmp_path / "never-written", layer.description, recorded)
+    model = ptd.SequenceModel(LAYER, n_layers=1, d_input=1, d_output=2)
+    with pytest.raises(ValueError, match=message):
+        be.learner(model, recorded, ptd.Optimizer(1e-3, 9), 0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_narrow_leaves_are_refused(layer):

@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose
 from ptd import DSS, S4D, S5
 from ptd.convolution import causal_convolution
 from ptd.kernels import Kernels, by_kind
+from ptd_torch import TorchBackend
 from ptd_torch import backend as be
 from ptd_torch.kernels import KERNELS
 
@@ -60,7 +61,7 @@ def test_states_and_changing_steps_go_on_as_before_and_names_win(call, form):
 
 
 def test_a_gpu_keeps_chunks():
-    assert be.on("cuda").form(MANY, (8, 8, 2)) == "chunked"
+    assert TorchBackend("cuda").form(MANY, (8, 8, 2)) == "chunked"
 
 
 @pytest.mark.parametrize("device", KERNELS)

@@ -119,8 +119,10 @@ class JaxBackend(PortableBackend):
         return lacking(self.kernels.chunk_length(layer, L), layer.modes, dtype, device_limit())
 
     def step(self, layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, **call: Any) -> Any:
-        if call:
-            layer.check_step(params, u_k, state, **call)  # while host values still are
+        if call or not all(isinstance(value, (jax.Array, np.ndarray, np.generic)) for value in (u_k, state)):
+            layer.check_step(
+                params, u_k, state, **call
+            )  # while host values still are, and before jax names its own part
         return _step(layer, params, u_k, state, **_as_arrays(call))
 
     def gradients(self, function: Callable[..., Array], arguments: dict[str, Array]) -> dict[str, Array]:

@@ -25,7 +25,7 @@ from ptd.portable import PortableBackend
 
 from .chunked import mixing_chunks
 from .compilation import compiled
-from .devices import current
+from .devices import current, found
 from .fused import PARTS
 from .kernels import KERNELS, chunk_length_beside_states, exact_matmul
 from .norm import Normed
@@ -60,7 +60,8 @@ class TorchBackend(PortableBackend):
         self.kernels = _kernels_of(self.torch_device)
 
     def on(self, device: str) -> TorchBackend:
-        """This backend on another device, "cpu" or "cuda:1"."""
+        """This backend on another device, "cpu" or "cuda:1"; ValueError if torch finds none of that name here."""
+        found(device)
         other = copy.copy(self)
         TorchBackend.__init__(other, device)
         return other

@@ -29,7 +29,8 @@ class Stepper:
         compiled: compile a step; by default on a GPU only, where it is then replayed as one CUDA graph.
 
     Raises:
-        ValueError: from the first step, the module is not one that can be stepped; see Layer.step, SequenceModel.step.
+        ValueError: batch is no tuple of sizes; from the first step, the module is not one that can be stepped; see
+            Layer.step, SequenceModel.step.
 
     >>> import ptd
     >>> module = ptd.backend("torch").on("cpu").S5(4, 8, init="legs")
@@ -39,6 +40,7 @@ class Stepper:
     """
 
     def __init__(self, module: Module, batch: Sequence[int] = (), *, compiled: bool | None = None):
+        checks.batch_axes(batch)
         self._module, self._batch = module, tuple(batch)
         self._states = [value.detach().clone() for value in self._initial()]
         gpu = self._states[0].is_cuda

@@ -73,7 +73,7 @@ def conformance(
         for made in session.records(runner, clauses, json, resume, note, begin):
             progress.update(task, completed=len({row["clause"] for row in made["results"]} & {*clauses}))
     found = record.parsed(made)
-    report.print_table(console, [found])
+    report.print_table(console, [found], only or CLAUSES)
     if json:
         console.say(f"wrote {json}")
     sys.exit(_print_failures(console, found["results"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -97,17 +97,19 @@ def name(record: Record) -> str:
     return f"{record['backend']} ({record['device']}{', ' + words if words else ''})"
 
 
-def print_table(console: Any, records: list[Record]) -> None:
-    """The report in a terminal, ptd.console.Lines: one run clause by clause, several by families of clauses."""
+def print_table(console: Any, records: list[Record], only: Collection[str] = CLAUSES) -> None:
+    """The report in a terminal, ptd.console.Lines: one run by the clauses in only, several by families of clauses."""
     from rich.table import Table
     from rich.text import Text
 
     if len(records) == 1:
         table = Table("clause", "", name(records[0]), caption="worst error as a ratio of the allowed one")
         for title, members in families():
+            if not (asked := [clause for clause in members if clause.id in only]):
+                continue
             table.add_section()
             table.add_row("", Text(title, "bold"))
-            for clause in members:
+            for clause in asked:
                 found = cell(clause, records[0])
                 table.add_row(clause.id, clause.text, Text(found.text, STYLES[found.outcome]))
     else:

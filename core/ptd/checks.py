@@ -208,3 +208,41 @@ def finite(argument: str, array: Any) -> None:
             f"{np.asarray(array)[tuple(bad[0])]} at index {tuple(int(i) for i in bad[0])}",
             "the parameters diverged or the file is damaged: go back to an earlier checkpoint",
         )
+
+
+def options(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise TypeError, as Python does for an unknown keyword, unless all given options are known; it lists those."""
+    known = sorted(known)
+    if unknown := sorted(set(given) - set(known)):
+        raise TypeError(str(fail(owner, f"only the options {', '.join(known)}", f"also {', '.join(unknown)}")))
+
+
+def same_dtype(argument: str, value: Any, like: Any, remedy: str) -> None:
+    """Raise unless an array has the dtype of like, a parameter; another framework's array is named as such."""
+    if value.dtype == like.dtype:
+        return
+    # by dtypes, since jax computes with NumPy's arrays as well
+    if _framework(value.dtype) != _framework(like.dtype):
+        expected, got = f"an array of {_framework(like)}, as the parameters are", f"one of {_framework(value)}"
+        raise fail(argument, expected, got, "pass what is not the backend's own through backend.asarray(...)")
+    raise fail(argument, f"dtype {like.dtype} from the parameters", value.dtype, remedy)
+
+
+def _framework(value: Any) -> str:
+    return type(value).__module__.partition(".")[0].removesuffix("lib")  # jaxlib
+
+
+def batch_axes(value: Any) -> None:
+    """Raise unless batch is a sequence of sizes, integers >= 0."""
+    sizes = value if isinstance(value, (tuple, list)) else [-1]
+    if any(isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 0 for size in sizes):
+        raise fail("batch", "a tuple of sizes, as (8,), or ()", repr(value), "pass the leading axes of the samples")
+
+
+def host(name: str, value: Any) -> np.ndarray:
+    """A leaf as a NumPy array; ValueError where its framework does not give it, as one recorded or on a device."""
+    try:
+        return np.ascontiguousarray(value)
+    except (RuntimeError, TypeError) as error:
+        got = f"a {type(value).__name__} for {name}, of which NumPy makes none"
+        raise fail("params", "leaves as host arrays", got, "pass module.leaves()") from error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from typing import Annotated
 
 from .contract import Unsupported
+from .perturbation import NotConverged
 
 GROUP = "ptd.commands"
 
@@ -17,8 +18,22 @@ def main() -> None:
     try:
         import typer
     except ModuleNotFoundError:
-        sys.exit('ptd: the command line needs typer and rich; to add them: pip install "ptd[cli]"')
-    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+        if sys.argv[1:] == ["backends"]:
+            return list_backends()
+        remedy = 'to add them: pip install "ptd[cli]"; ptd backends needs neither'
+        sys.exit(f"ptd: the command line needs typer and rich; {remedy}")
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+    def say_version(asked: bool) -> None:
+        if asked:
+            print(f"ptd {version('ptd')}")
+            raise typer.Exit
+
+    option = typer.Option(False, "--version", is_eager=True, callback=say_version, help="Say ptd's version and exit.")
+
+    @app.callback(help=__doc__)
+    def options(version: bool = option) -> None: ...
+
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         try:
             app.command(point.name)(point.load())
@@ -28,25 +43,33 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # a sign that the locale lacks ends no run
     try:
         app()
-    except (ValueError, OSError, ImportError, Unsupported) as error:
+    except (ValueError, OSError, ImportError, Unsupported, NotConverged) as error:
         sys.exit(f"ptd: {error}")
 
 
 def list_backends() -> None:
     """List the backends that are installed, and what would add the others."""
-    from rich.table import Table
-
-    from .console import Lines
     from .registry import backend, backends
 
-    table = Table("backend", "loads", "device", "versions, or why not")
+    rows = [("backend", "loads", "device", "versions, or why not")]
     for name, entry in backends().items():
         if entry.loadable:
             found = backend(name)
             versions = ", ".join(f"{package} {version}" for package, version in found.versions().items())
-            table.add_row(name, "yes", found.device(), versions)
+            rows.append((name, "yes", found.device(), versions))
         else:
-            table.add_row(name, "no", "", entry.reason)
+            rows.append((name, "no", "", entry.reason))
+    try:
+        from rich.table import Table
+
+        from .console import Lines
+    except ModuleNotFoundError:  # they come with an extra that none of the backends needs
+        for row in rows:
+            print("  ".join(filter(None, row)))
+        return
+    table = Table(*rows[0])
+    for row in rows[1:]:
+        table.add_row(*row)
     Lines().print(table)
 
 

@@ -5,6 +5,7 @@ All values are float64 on the host; a backend casts them. The step sizes are log
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from scipy.special import ndtr, ndtri
 from . import checks, modes
 from .layers import DSS, S4, S4D, S5, Layer
 from .modes import MODES, Modes
+from .perturbation import NotConverged
 
 Leaves = dict[str, NDArray[np.float64]]
 
@@ -37,6 +39,9 @@ def s5(
     the block's own basis. Variances follow the S5 recipes: 1/N for B, 1/(N H) for C "lecun" and 1/N for C
     "trunc_standard_normal" (truncated normals), 1 for C "complex_normal" (drawn in modal coordinates).
 
+    init="ptd" searches, without a word: 13 s at blocks of N = 128 and 60 to 100 s at 256, measured on one core; a later
+    one of the same order reads the result from PTD_CACHE. init="ptd-closed" has none to do.
+
     Args:
         layer: its description.
         rng: source of all randomness.
@@ -50,6 +55,7 @@ def s5(
 
     Raises:
         ValueError: an unknown name, or a range that is none.
+        NotConverged: "ptd" with conj_sym in blocks of order 2, as in S5(128, 16, blocks=8).
     """
     block = _block(init, layer.d_state // layer.blocks, layer.conj_sym)
     checks.choice("B_init", B_init, ("lecun", "hippo"))
@@ -110,7 +116,8 @@ def s4(layer: S4, rng: Generator, *, init: str | Modes = "legs", dt_min: float =
     Arguments, result and errors as for s4d.
     """
     if not isinstance(init, Modes):
-        checks.choice("init", init, ("legs", "legt", "fout"))
+        if init not in ("fout", "legs", "legt"):
+            raise checks.fail("init", "one of 'fout', 'legs', 'legt'", repr(init), "S4-PTD is S4D(init='ptd')")
         init = modes.dplr(init, layer.d_state, conj_sym=layer.conj_sym)
     _of_size(init, layer.modes)
     if init.P_tilde is None or init.P_tilde.shape[1] != layer.rank:
@@ -122,8 +129,23 @@ def s4(layer: S4, rng: Generator, *, init: str | Modes = "legs", dt_min: float =
 INITIALIZERS: dict[type[Layer], Callable[..., Leaves]] = {S5: s5, S4D: s4d, DSS: dss, S4: s4}
 
 
+def options_of(kind: type[Layer]) -> list[str]:
+    """The options that initialize takes for layers of a kind.
+
+    >>> options_of(S4D)
+    ['init', 'dt_min', 'dt_max']
+    """
+    return [name for name in inspect.signature(INITIALIZERS[kind]).parameters if name not in ("layer", "rng")]
+
+
 def initialize(layer: Layer, rng: Generator, **options: Any) -> Leaves:
     """Initial parameters of any layer: calls the function of its kind with options.
+
+    With init="ptd", S5's own, the first of an order takes time: 13 s at N = 128; see s5.
+
+    Raises:
+        TypeError: an option that its function has not.
+        ValueError: a value does not fit.
 
     >>> rng = np.random.default_rng(0)
     >>> params = initialize(S4D(d_model=2, d_state=4), rng, init="lin")
@@ -131,11 +153,12 @@ def initialize(layer: Layer, rng: Generator, **options: Any) -> Leaves:
     [[0.0, 3.142], [0.0, 3.142]]
     """
     names = ", ".join(kind.__name__ for kind in INITIALIZERS)
-    checks.instance("layer", layer, Layer, "a layer", f"pass one of {names}")
+    checks.instance("layer", layer, Layer, "a layer", f"pass one of {names}; a model has model.initialize(rng)")
     checks.instance("rng", rng, Generator, "a np.random.Generator", "pass np.random.default_rng(seed)")
     if type(layer) not in INITIALIZERS:
         remedy = "enter the function that draws it in ptd.initialization.INITIALIZERS"
         raise checks.fail("layer", f"one of {names}", type(layer).__name__, remedy)
+    checks.options(type(layer).__name__, options, options_of(type(layer)))
     return INITIALIZERS[type(layer)](layer, rng, **options)
 
 
@@ -144,7 +167,15 @@ def _block(init: str | Modes, N: int, conj_sym: bool) -> Modes:
     if isinstance(init, Modes):
         return _of_size(init, math.ceil(N / 2) if conj_sym else N)
     checks.choice("init", init, MODES)
-    return MODES[init](N, conj_sym=conj_sym)
+    try:
+        return MODES[init](N, conj_sym=conj_sym)
+    except NotConverged as error:  # its remedies are arguments of the search, which no layer has
+        reason, remedy = str(error).partition(":")[0], "pass init='ptd-closed'"
+        remedy += ", or conj_sym=False where the layer is not DSS" if conj_sym else ""
+        got = f"none: {reason}"
+        raise NotConverged(
+            str(checks.fail("init", f"modes of order {N} by {init!r}", got, remedy)), error.best
+        ) from error
 
 
 def _of_size(modes: Modes, P: int) -> Modes:

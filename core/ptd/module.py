@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import checks
 from .arrays import Array, zeros
 from .layers import Layer
 from .model import SequenceModel
@@ -34,12 +35,15 @@ class ModuleMethods:
 
     def step(self, u_k: Array, state: Any, **call: Any) -> Any:
         """One sample; arguments as Layer.step or SequenceModel.step."""
+        if state is None:
+            raise checks.fail("state", "the state before u_k", None, "begin with module.initial_state(batch)")
         if isinstance(self.description, Layer):
             return self.backend.step(self.description, self.arrays(), u_k, state, **call)
         return self.description.step(self.arrays(), u_k, state, **call)
 
     def initial_state(self, batch: tuple[int, ...] = ()) -> Any:
-        """A zero state of a layer; of a model, one per block."""
+        """A zero state of a layer; of a model, one per block. batch is a tuple, the leading axes of the samples."""
+        checks.batch_axes(batch)
         like = next(iter(self.arrays().values()))
         if isinstance(self.description, Layer):
             return zeros(self.description.state_shape(batch), like)

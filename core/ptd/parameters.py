@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as decode
@@ -44,7 +43,7 @@ def save(path: str | Path, description: Layer | SequenceModel, params: Mapping[s
     """
     if not isinstance(description, (Layer, SequenceModel)):
         raise checks.fail("description", "a layer or a SequenceModel", repr(description))
-    leaves = {name: np.ascontiguousarray(value) for name, value in params.items()}
+    leaves = {name: checks.host(name, value) for name, value in params.items()}
     description.check(leaves)
     metadata = {"ptd_spec": SPEC_VERSION, "description": json.dumps(to_json(description))}
     replace_file(Path(path), encode(leaves, metadata))

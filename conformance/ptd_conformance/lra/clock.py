@@ -7,21 +7,21 @@ import signal
 import time
 from types import FrameType, TracebackType
 
-UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def seconds(text: str) -> float:
-    """A duration such as "9m", "90s" or "1.5h"; plain numbers are seconds.
+    """A duration such as "9m", "90s" or "1.5h".
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, or has no unit.
 
-    >>> seconds("9m"), seconds("90")
+    >>> seconds("9m"), seconds("90s")
     (540.0, 90.0)
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
     if not found or float(found[1]) <= 0:
-        raise ValueError(f"budget: expected a duration as 9m, 90s or 1.5h, got {text!r}")
+        raise ValueError(f"budget: expected a duration with its unit, as 9m, 90s or 1.5h, got {text!r}")
     return float(found[1]) * UNITS[found[2]]
 
 

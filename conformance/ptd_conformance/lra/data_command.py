@@ -38,10 +38,11 @@ def data(
         checks.choice("tasks", name, TASKS)
     if action in ("fetch", "make") and not tasks:
         raise checks.fail("tasks", "at least one", "none", f"name some of {', '.join(TASKS)}")
-    base, console = store.root(root), Lines()
+    console = Lines()
     if action == "list":
-        _list(console, base, tasks or list(TASKS))
-    elif action == "verify":
+        return _list(console, root or os.environ.get(store.ENVIRONMENT), tasks or list(TASKS))
+    base = store.root(root)
+    if action == "verify":
         _verify(console, base, tasks)
     options: dict[str, Any] = {"seed": seed, "samples": samples, "workers": workers, "official": official}
     for name in tasks or () if action in ("fetch", "make") else ():
@@ -69,7 +70,7 @@ def _make(console: Any, base: Path, name: str, options: dict[str, Any]) -> None:
         console.say(_line(TASKS[name].make(Order(base, **options, say=console.say))))
 
 
-def _list(console: Any, base: Path, names: list[str]) -> None:
+def _list(console: Any, base: str | Path | None, names: list[str]) -> None:
     from rich.table import Column, Table
 
     from . import store
@@ -79,10 +80,12 @@ def _list(console: Any, base: Path, names: list[str]) -> None:
     task, made_set = (Column(name, no_wrap=True, overflow="fold") for name in ("task", "made set"))  # never cut
     table = Table(task, "what", "length", "classes", made_set, "files to fetch")
     for name in names:
-        what, found = TASKS[name], store.made(base, name)
-        made = "\n".join(folder.name for folder in found) or "none"
+        what, found = TASKS[name], store.made(Path(base), name) if base else []
+        made = "\n".join(folder.name for folder in found) or ("none" if base else "")
         table.add_row(name, what.title, str(what.length), str(what.classes), made, "no" if name in ELSEWHERE else "yes")
     console.print(table)
+    if not base:
+        console.say(f"made sets are listed with --root FOLDER or {store.ENVIRONMENT}")
 
 
 def _verify(console: Any, base: Path, names: list[str] | None) -> None:

@@ -115,6 +115,9 @@ def recipe(task_name: str, name: str) -> Recipe:
         ValueError: there is none of that name, or its file is no recipe's: lacks an option, or has one nobody reads.
     """
     task(task_name)
+    if name.endswith(".toml"):
+        there = ", ".join(f"{name}:{table}" for table in _own(Path(name)))
+        raise checks.fail("recipe", "FILE.toml:NAME", repr(name), f"the file has {there or 'none'}")
     file, _, name = name.rpartition(":")
     tables = _own(Path(file)) if file else _file(task_name)
     checks.choice("recipe", name, tables)
@@ -135,6 +138,8 @@ def _file(task_name: str) -> dict[str, Any]:
 def _own(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise checks.fail("recipe", "a file FILE.toml:NAME", f"no file {path}", "pass the path of one") from error
     except ValueError as error:
         raise checks.fail(f"{path}", "recipes in TOML", error) from error
 

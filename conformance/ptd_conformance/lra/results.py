@@ -19,6 +19,7 @@ from ptd import checks
 from ptd.parameters import replace_file
 
 from .. import json_file
+from .checkpoint import MANIFEST
 from .recipe import names, recipe
 from .tasks import TASKS
 from .training import Run
@@ -138,8 +139,9 @@ def read(path: Path) -> Record:
 
 
 def read_all(folder: Path) -> list[Record]:
-    """The records of a folder, in the order of their names."""
-    return [read(path) for path in sorted(folder.glob("*.json")) if not path.name.startswith(UNDER_NOISE)]
+    """The records of a folder, in the order of their names; it may be a run's own."""
+    records = [path for path in sorted(folder.glob("*.json")) if path.name != MANIFEST]
+    return [read(path) for path in records if not path.name.startswith(UNDER_NOISE)]
 
 
 def commit() -> str:

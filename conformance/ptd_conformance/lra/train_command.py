@@ -37,6 +37,8 @@ def train(
 ) -> None:
     """Train a recipe of the Long Range Arena; resumable, with checkpoints, a learning curve and a record.
 
+    A complete run leaves model.safetensors, which ptd.load reads and every backend runs.
+
     Several runs fit on one GPU as processes of their own; for jax set XLA_PYTHON_CLIENT_PREALLOCATE=false then.
     """
     from .clock import Clock, seconds
@@ -78,10 +80,12 @@ def train(
 def _go(console: Any, run: Any, clock: Any, note: str) -> bool:
     """Run until it is complete or stopped, and record it; one that was complete before keeps its record."""
     from . import results
-    from .training import Diverged
+    from .training import MODEL, Diverged
 
     recorded, _ = results.earlier(results.path(run))
     complete = run.progress.test is not None
+    if complete and not (run.folder / MODEL).exists():  # as of runs from before it was written
+        run.write_model()
     if complete and recorded.get("state") == "complete":
         if note:
             results.write(results.path(run), recorded | {"note": note})
@@ -111,11 +115,14 @@ def _announce(console: Any, run: Any, resumed: bool) -> None:
 
 
 def _conclude(console: Any, run: Any, complete: bool, why: str) -> None:
+    from .training import MODEL
+
     p = run.progress
     speed = "" if run.tokens_per_second is None else f", {run.tokens_per_second / 1e6:.3g} Mtoken/s"
     time = f"{p.seconds:.0f} s in training steps{speed}"
     if complete:
-        console.say(f"test accuracy {100 * p.test:.2f} % at epoch {p.best['epoch']}, {time}; {run.folder}")
+        console.say(f"test accuracy {100 * p.test:.2f} % at epoch {p.best['epoch']}, {time}")
+        console.say(f'ptd.load("{run.folder / MODEL}") runs in any backend')
     else:
         console.say(f"stopped, {why}: epoch {p.epoch}, step {p.step} of {run.steps}, {time}; go on with --resume")
 

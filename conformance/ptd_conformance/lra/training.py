@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import ptd
 from ptd import checks
 from ptd.contract import Backend
 
@@ -28,6 +29,8 @@ from .store import DataSet, Split
 #: Seconds of work between two looks at the clock, and between two checkpoints.
 PIECE_SECONDS, SAVE_SECONDS = 2.0, 120.0
 
+#: The file of a complete run that ptd.load reads, in its folder.
+MODEL = "model.safetensors"
 
 Report = Callable[["Run", float], None]
 
@@ -78,8 +81,6 @@ class Run:
         Raises:
             ValueError: the folder has no complete run of this data set.
         """
-        import ptd
-
         found = saved(folder)
         if found is None or found["progress"].get("test") is None:
             raise ValueError(f"runs: expected the folder of a complete run, got {folder}; ptd train --resume")
@@ -111,6 +112,8 @@ class Run:
         self.save()
         with self.backend.fast_products():
             complete = self._train(clock) and self._test(clock)
+        if complete:
+            self.write_model()  # before the checkpoint says so: one killed between is tested and written again
         self.save()
         return complete
 
@@ -168,6 +171,10 @@ class Run:
             self.progress.test = self.accuracy("test")
             self.learner.restore(last)
         return True
+
+    def write_model(self) -> None:
+        """Write what was tested to the folder's MODEL: the description and the leaves that validation selected."""
+        ptd.save(self.folder / MODEL, self.model, self._best)
 
     def _take_best(self) -> None:
         best = {f"leaves.{name}": value for name, value in self._best.items()}

@@ -114,13 +114,11 @@ class Layer:
         dtype = params["log_step"].dtype
         checks.one_dtype(params, dtype)
         if u.dtype != dtype and checks.name_of(u.dtype) not in activations:
-            raise checks.fail("u", f"dtype {dtype} from the parameters", u.dtype, "cast one of them")
+            checks.same_dtype("u", u, params["log_step"], "cast one of them")
         batch, time = tuple(u.shape[:-2]), "the batch axes and length of u"
         if state is not None:
             checks.shape("state", state, self.state_shape(batch), "the batch axes of u, then layer.state_shape()")
-            if state.dtype != dtype:
-                need = f"dtype {dtype} from the parameters"
-                raise checks.fail("state", need, state.dtype, "a state is real, (re, im) last")
+            checks.same_dtype("state", state, params["log_step"], "a state is real, (re, im) last")
         if lengths is not None:
             checks.lengths(lengths, u.shape[-2])
             checks.shape("lengths", lengths, batch, "the batch axes of u")
@@ -149,7 +147,14 @@ class Layer:
         checks.array("u_k", u_k)
         if u_k.ndim < 1:
             raise checks.fail("u_k", f"shape (..., H) with H={self.d_model} from d_model", tuple(u_k.shape))
+        if state is None:
+            remedy = "begin with module.initial_state(batch), zeros of layer.state_shape(batch)"
+            raise checks.fail("state", "an array, the state before u_k", None, remedy)
         checks.array("state", state)
+        batch = tuple(state.shape[: max(0, state.ndim - len(self.state_shape()))])
+        if u_k.ndim == len(batch) + 2 and tuple(u_k.shape[: len(batch)]) == batch:
+            expected = f"one sample, shape {(*batch, self.d_model)} from state"
+            raise checks.fail("u_k", expected, tuple(u_k.shape), "step u[..., k, :]; apply runs whole sequences")
         self.check_call(params, u_k[..., None, :], state=state)
         if step_scale is not None:
             checks.positive("step_scale", step_scale, "it multiplies step sizes, which are times")
