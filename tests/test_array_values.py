@@ -175,7 +175,7 @@ def test_mlx_gathers_within_its_rows(blind):
     params = leaves(blind, model)
     past, nearest = (
         blind.to_numpy(blind.apply_model(model, params, blind.asarray(np.array(u))))
-        for u in ([[-1, 600, 2**30]], [[0, 599, 599]])
+        for u in ([[-1, 600]], [[0, 599]])
     )
     np.testing.assert_array_equal(past, nearest)
 
@@ -221,6 +221,9 @@ def test_traced_arrays_are_not_looked_at(name, how):
 
 
 def test_stand_ins_of_torch_are_not_looked_at():
+    own = torch.ones(2)
     with torch._subclasses.FakeTensorMode():
-        assert torch_on_host(torch.ones(2)) is None
+        fake = torch.ones(2)
+        assert torch_on_host(own) is None
+    assert torch_on_host(fake) is None
     assert torch_on_host(torch.ones(2, device="meta")) is None
