@@ -10,9 +10,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import ptd
-from ptd import arrays
+from ptd import arrays, sequences
 from ptd_jax.host import on_host as jax_on_host
 from ptd_mlx.host import on_host as mlx_on_host
 from ptd_torch.host import on_host as torch_on_host
@@ -174,10 +175,15 @@ def test_mlx_gathers_within_its_rows(blind):
     model = tokens(600)
     params = leaves(blind, model)
     past, nearest = (
-        blind.to_numpy(blind.apply_model(model, params, blind.asarray(np.array(u))))
-        for u in ([[-1, 600]], [[0, 599]])
+        blind.to_numpy(blind.apply_model(model, params, blind.asarray(np.array(u)))) for u in ([[-1, 600]], [[0, 599]])
     )
     np.testing.assert_array_equal(past, nearest)
+
+
+def test_torch_clips_without_copying_the_limits_to_the_device():
+    traced = make_fx(lambda lengths: sequences.within(lengths, 9))(torch.tensor([1, 99]))
+    called = [node.target for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
+    assert called == [torch.ops.aten.clamp.default]
 
 
 # --- what can be looked at -------------------------------------------------------------------------------------------

@@ -38,7 +38,8 @@ _compatible = array_api_compat.array_namespace(torch.zeros(0))
 xp = types.ModuleType(_compatible.__name__)
 vars(xp).update(vars(_compatible), moveaxis=torch.movedim)  # torch.func.vmap has no rule for moveaxis (torch 2.13)
 # array_api_compat's eye writes ones through a view; torch.func.linearize folds constants without them (torch 2.13).
-vars(xp).update(eye=torch.eye, exact_matmul=exact_matmul, on_host=on_host)
+# Its clip, up to 1.12, copies limits to the device and sets by a mask: both wait, and no CUDA graph captures them.
+vars(xp).update(eye=torch.eye, clip=torch.clip, exact_matmul=exact_matmul, on_host=on_host)
 arrays.NAMESPACES[torch.Tensor] = arrays.NAMESPACES[torch.nn.Parameter] = xp
 
 #: What arrays have to be here: see ptd.checks.array.

@@ -49,7 +49,7 @@ class Learner(Protocol):
     def outputs(
         self, inputs: Array, lengths: Array | None = None, layer_noise: list[Array] | None = None
     ) -> NDArray[np.float32]:
-        """The model's outputs in evaluation mode, as SequenceModel.apply; values are looked at as those of step."""
+        """The model's outputs in evaluation mode, as SequenceModel.apply; values are looked at as in step."""
 
     def parameters(self) -> dict[str, NDArray]:
         """The current leaves, on the host."""
