@@ -116,6 +116,14 @@ def test_set_with_a_row_too_few_is_refused():
         learner.place(np.ones((4, 5, 2), np.float32), np.zeros(3, int))
 
 
+def test_float64_leaves_are_refused_where_jax_has_none():
+    message = r"^dtype: expected float32, all that jax has by default, got .float64.; run it inside `with backend\.prec"
+    with pytest.raises(ValueError, match=message):
+        be.S5(4, 8, init="legs", dtype="float64")
+    with be.precision("float64"):
+        assert be.asarray(U, "float64").dtype == "float64"
+
+
 def test_modules_and_backends_survive_pickle():
     module = ptd.backend("jax").S5(4, 8, init="legs")
     again = pickle.loads(pickle.dumps(module))

@@ -403,6 +403,16 @@ def test_host_steps_are_checked_and_keep_their_digits():
     close(found, expected, 0.0)
 
 
+def test_input_on_another_device_than_the_parameters_is_refused():
+    """A module that was never materialised returned memory as it found it."""
+    module = be.S5(4, 8, init="legs").to("meta")
+    model = be.module(MODEL, MODEL.initialize(np.random.default_rng(0))).to("meta")
+    message = "^u(_k)?: expected a tensor on meta, as the parameters, got one on cpu; move either$"
+    for call in (lambda: module(U), lambda: module.step(U[:, 0], module.initial_state((3,))), lambda: model(U)):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 def test_numbers_and_lists_of_a_call_compile():
     module = be.S5(4, 8, init="legs")
     for call in ({"step_scale": 0.5}, {"lengths": [9, 3, 0]}):

@@ -23,10 +23,11 @@ from ptd.optimization import Optimizer
 from ptd.portable import PortableBackend
 
 from . import blocks
+from .host import on_host
 from .kernels import choice, exact_matmul, table
 
 xp = types.ModuleType(jnp.__name__)
-vars(xp).update(vars(array_api_compat.array_namespace(jnp.zeros(0))), exact_matmul=exact_matmul)
+vars(xp).update(vars(array_api_compat.array_namespace(jnp.zeros(0))), exact_matmul=exact_matmul, on_host=on_host)
 arrays.NAMESPACES[type(jnp.zeros(0))] = arrays.NAMESPACES[jax.core.Tracer] = xp
 
 #: By platform, for programs that run once. Where XLA chooses between kernels by timing them, it compiles dozens for
@@ -86,6 +87,12 @@ class JaxBackend(PortableBackend):
 
     def fast_products(self) -> AbstractContextManager:
         return jax.default_matmul_precision("tensorfloat32")
+
+    def asarray(self, host: Any, dtype: str | None = None) -> Array:
+        if dtype == "float64" and not jax.config.jax_enable_x64:
+            remedy = 'run it inside `with backend.precision("float64")`'
+            raise checks.fail("dtype", "float32, all that jax has by default", repr(dtype), remedy)
+        return super().asarray(host, dtype)
 
     def apply(self, layer: Layer, params: Mapping[str, Array], u: Array, **call: Any) -> Any:
         layer.check_call(params, u, **call, activations=self.kernels.activations)

@@ -133,6 +133,7 @@ class JaxLearner:
         self, inputs: Array, lengths: Array | None = None, layer_noise: list[Array] | None = None
     ) -> NDArray[np.float32]:
         """The model's outputs in evaluation mode."""
+        self._model.check_samples(inputs, lengths=lengths)
         inputs, lengths, layer_noise = self._placement.whole((inputs, lengths, layer_noise))
         with self._placement.context():
             return np.asarray(self._programs.outputs(self._state.leaves, inputs, lengths, layer_noise))

@@ -13,11 +13,25 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from .host import on_host
 from .streams import linear
 
 Array = Any
 
-__all__ = ["arange", "asarray", "complex_as_pairs", "conj", "exp", "eye", "imag", "linear", "real", "zeros"]
+__all__ = [
+    "arange",
+    "asarray",
+    "complex_as_pairs",
+    "conj",
+    "exp",
+    "eye",
+    "imag",
+    "linear",
+    "on_host",
+    "real",
+    "take",
+    "zeros",
+]
 
 #: Tells ptd.arrays that complex arrays are ptd.pairs.Pair.
 complex_as_pairs = True
@@ -73,6 +87,11 @@ def eye(n: int, dtype: Any = None, device: None = None) -> Array:
 def zeros(shape: tuple[int, ...], dtype: Any = None, device: None = None) -> Array:
     """Zeros."""
     return mx.zeros(shape, dtype=dtype)
+
+
+def take(x: Array, indices: Array, axis: int) -> Array:
+    """x at indices along an axis, at the nearest place for one that x has not: mlx reads whatever lies there."""
+    return mx.take(x, mx.clip(indices, 0, x.shape[axis] - 1), axis=axis)
 
 
 def __getattr__(name: str) -> Any:

@@ -74,6 +74,7 @@ class MlxLearner:
         self, inputs: Array, lengths: Array | None = None, layer_noise: list[Array] | None = None
     ) -> NDArray[np.float32]:
         """The model's outputs in evaluation mode."""
+        self._model.check_samples(inputs, lengths=lengths)
         noise = None if layer_noise is None else [_array(value) for value in layer_noise]
         batch = Placed(_array(inputs), mx.array(0), None if lengths is None else _array(lengths))
         return np.array(self._outputs(self._state["leaves"], batch, noise))

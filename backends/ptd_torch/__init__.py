@@ -27,6 +27,7 @@ from .chunked import mixing_chunks
 from .compilation import compiled
 from .devices import current, found
 from .fused import PARTS
+from .host import on_host
 from .kernels import KERNELS, chunk_length_beside_states, exact_matmul
 from .norm import Normed
 from .normed_states import mixing_states
@@ -37,7 +38,8 @@ _compatible = array_api_compat.array_namespace(torch.zeros(0))
 xp = types.ModuleType(_compatible.__name__)
 vars(xp).update(vars(_compatible), moveaxis=torch.movedim)  # torch.func.vmap has no rule for moveaxis (torch 2.13)
 # array_api_compat's eye writes ones through a view; torch.func.linearize folds constants without them (torch 2.13).
-vars(xp).update(eye=torch.eye, exact_matmul=exact_matmul)
+# Its clip, up to 1.12, copies limits to the device and sets by a mask: both wait, and no CUDA graph captures them.
+vars(xp).update(eye=torch.eye, clip=torch.clip, exact_matmul=exact_matmul, on_host=on_host)
 arrays.NAMESPACES[torch.Tensor] = arrays.NAMESPACES[torch.nn.Parameter] = xp
 
 #: What arrays have to be here: see ptd.checks.array.
@@ -114,6 +116,7 @@ class TorchBackend(PortableBackend):
         batch open, but not L.
         """
         checks.array("u", u, *TENSOR)
+        _check_device("u", u, params)
         for name in fused:
             checks.choice("fused", name, PARTS)
         if fused and not plain():
@@ -133,18 +136,20 @@ class TorchBackend(PortableBackend):
             # It reads features first as well, so that nothing is turned between.
             turned = functools.partial(kernels.per_feature_chunks, features_first=True)
             kernels = dataclasses.replace(kernels, per_feature_chunks=turned)
-        layer.check_call(params, u, activations=kernels.activations, **call)  # while host values still are
+        layer.check_call(params, u, activations=kernels.activations, **call)  # with lists and numbers as given
         with current(u.device):
             return layer.apply(params, _autocast(u), kernels=kernels, **_as_tensors(call, u))
 
     def apply_model(self, model: SequenceModel, params: Mapping[str, Tensor], u: Tensor, **call: Any) -> Any:
         checks.array("u", u, *TENSOR)
+        _check_device("u", u, params)
         return super().apply_model(model, params, u, **call)
 
     def step(self, layer: Layer, params: Mapping[str, Tensor], u_k: Tensor, state: Tensor, **call: Any) -> Any:
         checks.array("u_k", u_k, *TENSOR)
+        _check_device("u_k", u_k, params)
         if call:
-            layer.check_step(params, u_k, state, **call)  # while host values still are
+            layer.check_step(params, u_k, state, **call)  # with lists and numbers as given
         return layer.step(params, u_k, state, **_as_tensors(call, u_k))
 
     def gradients(self, function: Callable[..., Tensor], arguments: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -194,6 +199,15 @@ class TorchBackend(PortableBackend):
         if devices > 1:
             return DataParallelLearner(self, model, params, optimizer, seed, devices=devices, **options)
         return TorchLearner(self, model, params, optimizer, seed, **options)
+
+
+def _check_device(argument: str, u: Tensor, params: Mapping[str, Any]) -> None:
+    """Raise unless u lies where the parameters do: a kernel does not ask where what it is given lies."""
+    leaf = next(iter(params.values()), u)
+    if isinstance(leaf, Tensor) and leaf.device != u.device:
+        raise checks.fail(
+            argument, f"a tensor on {leaf.device}, as the parameters", f"one on {u.device}", "move either"
+        )
 
 
 def _as_tensors(call: dict[str, Any], u: Any) -> dict[str, Any]:

@@ -102,6 +102,7 @@ class TorchLearner:
     @_in_own_place
     def outputs(self, inputs: Any, lengths: Any = None, layer_noise: list | None = None) -> NDArray[np.float32]:
         """The model's outputs in evaluation mode."""
+        self._model.check_samples(inputs, lengths=lengths)
         noise = None if layer_noise is None else [self._tensor(value) for value in layer_noise]
         lengths = None if lengths is None else self._tensor(lengths)
         with torch.no_grad():

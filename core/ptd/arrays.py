@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace, device
 
 from .pairs import Pair
@@ -25,6 +26,7 @@ __all__ = [
     "linear",
     "matmul",
     "namespace",
+    "on_host",
     "product",
     "real",
     "scale",
@@ -45,9 +47,17 @@ def namespace(*arrays: Array) -> Any:
     """The array-API namespace of arrays of one framework."""
     if isinstance(arrays[0], Pair):
         return arrays[0].__array_namespace__()
-    kind = type(arrays[0])
-    known = NAMESPACES.get(kind) or next((NAMESPACES[base] for base in kind.__mro__ if base in NAMESPACES), None)
+    known = _registered(arrays[0])
     return array_namespace(*arrays) if known is None else known
+
+
+def on_host(x: Any) -> np.ndarray | None:
+    """The values of a framework's array where they can be had at once, else None; a namespace's on_host decides.
+
+    A backend's own looks where that waits for no other device, and not at what is being traced: there are no values.
+    """
+    own = getattr(_registered(x), "on_host", None)
+    return None if own is None else own(x)
 
 
 def as_index(x: Array) -> Array:
@@ -148,6 +158,12 @@ def linear(x: Array, weight: Array) -> Array:
     """x (..., n) times the transpose of weight (m, n), both real: (..., m). A namespace may have a faster one."""
     own = getattr(namespace(x), "linear", None)
     return x @ weight.T if own is None else own(x, weight)
+
+
+def _registered(x: Any) -> Any:
+    """What NAMESPACES has for x, or None."""
+    kind = type(x)
+    return NAMESPACES.get(kind) or next((NAMESPACES[base] for base in kind.__mro__ if base in NAMESPACES), None)
 
 
 def _device(x: Array) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from . import arrays
+
 
 def fail(argument: str, expected: str, got: object, remedy: str = "") -> ValueError:
     """The project's one error sentence, as a ValueError to raise.
@@ -125,9 +127,10 @@ def name_of(dtype: Any) -> str:
 
 def flags(argument: str, value: Any) -> None:
     """Raise unless value is of boolean dtype."""
-    host = on_host(value)
-    dtype = value.dtype if host is None else host.dtype
-    if "bool" not in str(dtype) and (host is None or host.size):  # an empty list has a dtype that nobody chose
+    own = hasattr(value, "dtype")
+    array = value if own else np.asarray(value)
+    dtype = array.dtype
+    if "bool" not in str(dtype) and (own or array.size):  # an empty list has a dtype that nobody chose
         raise fail(argument, "boolean flags", f"dtype {dtype}", "pass one flag per sample, not indices")
 
 
@@ -135,15 +138,17 @@ HOST = (bool, int, float, complex, str, list, tuple)
 
 
 def on_host(value: Any) -> np.ndarray | None:
-    """The value as a NumPy array if it is a number, text, sequence or NumPy array; None for a framework's array.
+    """The value as a NumPy array, where it is one, a number, text, a sequence or an array of arrays.on_host; else None.
 
-    Only host values are looked at: on a device that would wait for it, and while tracing there are none.
+    What follows for values that are not looked at must hold for any of them: see sequences.within.
     """
-    return np.asarray(value) if isinstance(value, (*HOST, np.ndarray, np.generic)) else None
+    if isinstance(value, (*HOST, np.ndarray, np.generic)):
+        return np.asarray(value)
+    return arrays.on_host(value)
 
 
 def lengths(value: Any, L: int) -> None:
-    """Raise unless host lengths are integers in 0 ... L."""
+    """Raise unless lengths are integers and, where they can be looked at, in 0 ... L."""
     if isinstance(value, (list, tuple)) and all(type(one) is int and 0 <= one <= L for one in value):
         return  # without NumPy, which torch.compile would trace
     if (host := on_host(value)) is None:
@@ -162,7 +167,7 @@ def is_integral(value: Any) -> bool:
 
 
 def numbers_below(argument: str, value: Any, size: int, what: str, origin: str) -> None:
-    """Raise unless host integers, called what, are in 0 ... size - 1, size being origin's: some read past an end."""
+    """Raise unless integers, called what, are in 0 ... size - 1, where they can be looked at; size is origin's."""
     host = on_host(value)
     if host is None or not host.size or (host.dtype.kind == "u" and np.iinfo(host.dtype).max < size):
         return
@@ -172,7 +177,7 @@ def numbers_below(argument: str, value: Any, size: int, what: str, origin: str) 
 
 
 def positive(argument: str, value: Any, remedy: str = "") -> None:
-    """Raise unless host values are real, finite and > 0."""
+    """Raise unless values are real, finite and > 0, where they can be looked at."""
     if type(value) in (int, float) and math.isfinite(value) and value > 0:
         return  # without NumPy, which torch.compile would trace
     if (host := on_host(value)) is None:

@@ -43,13 +43,13 @@ class Learner(Protocol):
             A number, or a framework's array of one, which float waits for.
 
         Raises:
-            ValueError: shapes, or host values of tokens, classes or lengths, do not fit; nothing is trained on.
+            ValueError: shapes, or values of tokens, classes or lengths on a CPU, do not fit; nothing is trained on.
         """
 
     def outputs(
         self, inputs: Array, lengths: Array | None = None, layer_noise: list[Array] | None = None
     ) -> NDArray[np.float32]:
-        """The model's outputs in evaluation mode, as SequenceModel.apply."""
+        """The model's outputs in evaluation mode, as SequenceModel.apply; values are looked at as in step."""
 
     def parameters(self) -> dict[str, NDArray]:
         """The current leaves, on the host."""

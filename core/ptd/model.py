@@ -207,7 +207,8 @@ class SequenceModel:
             batch-norm statistics (empty for other norms).
 
         Raises:
-            ValueError: a shape or value does not fit.
+            ValueError: a shape or value does not fit; values of tokens and lengths are looked at where Layer.apply
+                looks at them. A token that names no row is elsewhere embedded as none, as the framework has it.
         """
         checks.shapes("the model", params, self.shapes())
         u = self._read(params, u)
@@ -359,12 +360,12 @@ class SequenceModel:
             x = x if self.prenorm else self._norm(block, x, None, None, {})
         return _linear(_Scope(params, ""), "decoder", x[..., 0, :]), new
 
-    def check_samples(self, inputs: Array, targets: Array, lengths: Any = None) -> None:
+    def check_samples(self, inputs: Array, targets: Array | None = None, lengths: Any = None) -> None:
         """Raise ValueError where samples are none of this model's: shapes, tokens, class numbers, valid lengths.
 
         Args:
             inputs: samples (N, ...) as a learner's place takes them.
-            targets: class numbers or real targets.
+            targets: class numbers or real targets, or None.
             lengths: valid lengths, or None.
         """
         pixels = self.encoder == "linear" and self.d_input == 1 and checks.is_integral(inputs)
@@ -372,7 +373,7 @@ class SequenceModel:
         self._check_shape("inputs", shape)
         if self.encoder == "embedding":
             checks.numbers_below("inputs", inputs, self.d_input, "tokens", "d_input")
-        if checks.is_integral(targets):
+        if targets is not None and checks.is_integral(targets):
             checks.numbers_below("targets", targets, self.d_output, "class numbers", "d_output")
         if lengths is not None:
             checks.lengths(lengths, shape[-self._input_axes])
@@ -430,7 +431,7 @@ class SequenceModel:
         checks.lengths(lengths, u.shape[-axes])
         lengths = namespace(u).asarray(lengths)
         checks.shape("lengths", lengths, tuple(u.shape[:-axes]), "the batch axes of u")
-        return lengths
+        return sequences.within(lengths, u.shape[-axes])
 
     def _encode(self, params: Parameters, u: Array) -> Array:
         scope = _Scope(params, "")

@@ -22,6 +22,21 @@ def valid(lengths: Array, L: int) -> Array:
     return arange(L, like=lengths) < lengths[..., None]
 
 
+def within(lengths: Array, L: int) -> Array:
+    """Lengths as integers in 0 ... L, whatever they were, of a type that has L: nothing past an end is read for them.
+
+    Values on an accelerator, or being traced, cannot be refused.
+
+    >>> import numpy as np
+    >>> within(np.array([-1, 2, 9]), 3).tolist()
+    [0, 2, 3]
+    """
+    xp = namespace(lengths)
+    if str(lengths.dtype).endswith(("int8", "int16")):
+        lengths = xp.astype(lengths, xp.int32)
+    return xp.clip(lengths, 0, L)
+
+
 def mask(x: Array, lengths: Array | None) -> Array:
     """x (..., L, H) with zeros at k >= lengths."""
     if lengths is None:

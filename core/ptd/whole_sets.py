@@ -62,10 +62,11 @@ def as_set(
         ValueError: they do not have one row each per sample, or values are none of the model's.
     """
     check_rows(inputs, targets, lengths)
+    targets, lengths = np.asarray(targets), None if lengths is None else np.asarray(lengths)
     model.check_samples(inputs, targets, lengths)
-    if np.asarray(targets).dtype.kind in "iu":
-        targets = np.asarray(targets, np.int32)
-    return inputs, targets, None if lengths is None else np.asarray(lengths, np.int32)
+    if targets.dtype.kind in "iu":
+        targets = targets.astype(np.int32)
+    return inputs, targets, None if lengths is None else lengths.astype(np.int32)
 
 
 def check_rows(inputs: Array, targets: Array, lengths: Array | None) -> None:

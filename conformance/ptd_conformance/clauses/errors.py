@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import ptd
 
@@ -56,6 +57,21 @@ def refused(argument: str, call: Any) -> Measurement:
     return holds("no error", False)
 
 
+def refused_or_nearest(bench: Bench, params: dict[str, Any], u: Any, lengths: NDArray) -> Measurement:
+    """Whether lengths in a framework's array are refused or, where nobody can look at them, count as the nearest."""
+
+    def run(lengths: NDArray) -> Any:
+        return bench.backend.apply(LAYER, params, u, lengths=bench.array(lengths), return_state=True)
+
+    try:
+        found = run(lengths)
+    except ValueError:
+        return refused("lengths", lambda: run(lengths))
+    nearest = run(np.clip(lengths, 0, u.shape[-2]))
+    same = (np.array_equal(bench.host(a), bench.host(b)) for a, b in zip(found, nearest, strict=True))
+    return holds("lengths count as the nearest", all(same))
+
+
 def leaves() -> dict[str, Any]:
     """Good parameters of LAYER."""
     drawn = ptd.initialize(LAYER, np.random.default_rng(0), init="legs")
@@ -64,12 +80,14 @@ def leaves() -> dict[str, Any]:
 
 @clause("E1", BAD_CALLS)
 def bad_call_is_refused(bench: Bench, subject: str) -> Iterator[Measurement]:
-    """A wrong argument of apply is refused by name."""
+    """A wrong argument of apply is refused by name; lengths in an accelerator's array may count as the nearest."""
     argument, wrong = BAD_CALLS[subject]
     params, call = bench.arrays(leaves()), {"u": np.ones((2, 5, 3)), **wrong}
     u = bench.array(call.pop("u"))
     host = {n: bench.array(v) if isinstance(v, np.ndarray) and n != "lengths" else v for n, v in call.items()}
     yield refused(argument, lambda: bench.backend.apply(LAYER, params, u, **host))
+    if isinstance(call.get("lengths"), list):
+        yield refused_or_nearest(bench, params, u, np.array(call["lengths"]))
 
 
 @clause("E2", BAD_LEAVES, needs="modules")

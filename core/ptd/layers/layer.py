@@ -100,9 +100,9 @@ class Layer:
         activations: frozenset[str] = frozenset(),
         **_: Any,
     ) -> None:
-        """Raise ValueError where the arguments of apply do not fit; values are looked at where they are on the host.
+        """Raise ValueError where the arguments of apply do not fit; see there for the values that are looked at.
 
-        A backend that compiles apply calls this first, while host values still are values.
+        A backend that compiles apply calls this first, while values are not traced.
         """
         checks.shapes(self.kind, params, self.shapes())
         checks.array("u", u)
@@ -216,7 +216,10 @@ class Layer:
             y, real (..., L, H); with return_state the pair (y, final state).
 
         Raises:
-            ValueError: a shape, dtype or value does not fit; the message names it.
+            ValueError: a shape, dtype or value does not fit; the message names it. Shapes and dtypes are always
+                checked, values of lengths and step_scale where nothing has to wait for them: numbers, sequences and
+                arrays of NumPy, and a framework's arrays on a CPU, unless traced (compiled, exported, transformed).
+                Elsewhere lengths count as the nearest of 0 ... L, and a step_scale <= 0 gives meaningless numbers.
         """
         call: dict[str, Any] = {
             "state": state,
@@ -371,7 +374,7 @@ class Layer:
     def signal(self, u: Array, lengths: Any, resets: Any, step_scale: Any, dtype: Any = None) -> sequences.Signal:
         """The call's inputs as arrays, broadcast to the batch; steps in dtype, by default that of u."""
         xp = namespace(u)
-        lengths = None if lengths is None else xp.asarray(lengths)
+        lengths = None if lengths is None else sequences.within(xp.asarray(lengths), u.shape[-2])
         if resets is not None:
             resets = xp.broadcast_to(xp.asarray(resets), u.shape[:-1])
         if step_scale is not None:
