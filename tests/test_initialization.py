@@ -17,7 +17,7 @@ INITS = {
     "s5": (S5, list(modes.MODES)),
 }
 CASES = [(name, kind, init, N) for name, (kind, inits) in INITS.items() for init in inits for N in (1, 3, 6)]
-# DSS takes its modes from order 2N, and at 2 and 12 the optimum has real pairs (refused, see below)
+# DSS takes its modes from order 2N, and at 2 the optimum has a real pair (refused, see below)
 CASES = [case for case in CASES if case[1:3] != (DSS, "ptd") or case[3] == 3]
 
 

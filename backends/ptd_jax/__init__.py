@@ -127,9 +127,8 @@ class JaxBackend(PortableBackend):
 
     def step(self, layer: Layer, params: Mapping[str, Array], u_k: Array, state: Array, **call: Any) -> Any:
         if call or not all(isinstance(value, (jax.Array, np.ndarray, np.generic)) for value in (u_k, state)):
-            layer.check_step(
-                params, u_k, state, **call
-            )  # while host values still are, and before jax names its own part
+            # While values are not traced, and before jax names an argument of its own.
+            layer.check_step(params, u_k, state, **call)
         return _step(layer, params, u_k, state, **_as_arrays(call))
 
     def gradients(self, function: Callable[..., Array], arguments: dict[str, Array]) -> dict[str, Array]:

@@ -407,13 +407,13 @@ class SequenceModel:
             raise checks.fail(argument, "shape (..., 2, L) or (..., 2, L, d_input): pairs", shape)
 
     def _check_dtype(self, params: Parameters, u: Array) -> None:
-        dtype = params["encoder.weight"].dtype
+        weight = params["encoder.weight"]
         if self.encoder == "embedding":
-            if not namespace(params["encoder.weight"]).isdtype(u.dtype, "integral"):
+            if not namespace(weight).isdtype(u.dtype, "integral"):
                 raise checks.fail("u", "integer tokens", f"dtype {u.dtype}", "use encoder='linear' for real inputs")
             checks.numbers_below("u", u, self.d_input, "tokens", "d_input")
-        elif u.dtype != dtype:
-            raise checks.fail("u", f"dtype {dtype} from the parameters", u.dtype, "cast one of them")
+        else:
+            checks.same_dtype("u", u, weight, "cast one of them")
 
     def _check_noise(self, u: Array, layer_noise: Sequence[Array] | None) -> None:
         if layer_noise is None:
