@@ -206,7 +206,9 @@ def optimizer_groups(optimizer: Optimizer) -> optax.GradientTransformation:
         return optax.adamw(schedule, weight_decay=group.weight_decay)
 
     def label(path: tuple, _: Array) -> str:
-        return repr(optimizer.group(jax.tree_util.keystr(path, simple=True, separator=".")))
+        # nnx.Optimizer shows Variables at first, whose paths go on to their value, and bare arrays later.
+        name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+        return repr(optimizer.group(name))
 
     rules = {repr(group): rule(group) for group in optimizer.groups()}
     return optax.multi_transform(rules, lambda params: jax.tree_util.tree_map_with_path(label, params))

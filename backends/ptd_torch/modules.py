@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,15 +41,13 @@ class Leaves(nn.Module):
 class Module(Leaves, ModuleMethods):
     """A layer or model with its parameters; calls, steps and exchanges leaves as the contract says.
 
-    Parameters stay float32 or float64; for narrower activations run it under torch.autocast. It starts in evaluation
-    mode; in that of train() a model drops out, norms by its batches and keeps their running moments in its buffers.
+    Parameters stay float32 or float64; for narrower activations run it under torch.autocast.
     """
 
     def __init__(self, backend: Backend, description: Layer | SequenceModel, leaves: dict[str, Tensor]):
         super().__init__()
         self.backend, self.description = backend, description
         self.own(leaves)
-        self.eval()
 
     @property
     def kernel_path(self) -> str:
@@ -59,20 +58,22 @@ class Module(Leaves, ModuleMethods):
 
     def forward(self, u: Tensor, **call: Any) -> Any:
         """The output on whole sequences; arguments as Layer.apply or SequenceModel.apply."""
-        if not self.training or isinstance(self.description, Layer) or "training" in call:
-            return self.run(u, **call)
-        y, statistics = self.run(u, training=Training(_dropout), **call)
+        return self.run(u, Training(_dropout) if self.training else None, **call)
+
+    def keep(self, statistics: dict[str, Tensor]) -> None:
         for name, value in statistics.items():
-            self.get_buffer(name).copy_(value.detach())
-        return y
+            self._leaf(name).copy_(value.detach())
 
     def arrays(self) -> dict[str, Tensor]:
         """The leaves by name."""
-        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return {name: self._leaf(name) for name in self.description.shapes()}
 
-    def extra_repr(self) -> str:
-        """The description, for print."""
-        return repr(self.description)
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.description!r})"
+
+    def _leaf(self, name: str) -> Tensor:
+        # Attributes, not named_parameters: a replica of nn.DataParallel has tensors in their place.
+        return functools.reduce(getattr, name.split("."), self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
         dtype = fn(next(self.parameters()).detach()[:0]).dtype
@@ -88,16 +89,8 @@ def _dropout(x: Tensor, rate: float, over_time: bool) -> Tensor:
     return x * nn.functional.dropout(torch.ones_like(like), rate)
 
 
-def param_groups(module: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Parameter groups for any torch optimiser: learning rate and weight decay of each leaf by its name.
-
-    Args:
-        module: a Module, or any module that contains some; leaves that are not state-space ones train at lr.
-        optimizer: the rates and the rule; its schedule is not applied here.
-
-    Returns:
-        Groups with params, lr and weight_decay; frozen leaves are left out.
-    """
+def parameter_groups(module: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """See ptd.contract.Backend; groups with params, lr and weight_decay, frozen leaves left out."""
     groups: dict[Any, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         groups.setdefault(optimizer.group(name), []).append(parameter)
