@@ -145,9 +145,9 @@ class JaxBackend(PortableBackend):
         return Module(self, description, {name: self.asarray(value, dtype) for name, value in params.items()}, rngs)
 
     def parameter_groups(self, module: Any, optimizer: Optimizer) -> Any:
-        from .training import optimizer_groups
+        from .training import parameter_groups
 
-        return optimizer_groups(optimizer)
+        return parameter_groups(optimizer)
 
     def learner(
         self,

@@ -157,10 +157,19 @@ def _groups(optimizer: Optimizer, names: list[str]) -> list[tuple[list[str], opt
 
 def parameter_groups(optimizer: Optimizer) -> optim.MultiOptimizer:
     """See ptd.contract.Backend; the name of a leaf is its path, so one serves any module."""
-    groups = optimizer.groups()
-    rules = [_rule(optimizer, group) if group.lr > 0 else optim.SGD(0.0) for group in groups]
-    filters = [lambda path, _, group=group: optimizer.group(path) == group for group in groups[:-1]]
-    return optim.MultiOptimizer(rules, filters)
+    groups = [group for group in optimizer.groups() if group.lr > 0]
+    filters = [lambda path, _, group=group: optimizer.group(path) == group for group in groups]
+    return optim.MultiOptimizer([*(_rule(optimizer, group) for group in groups), _Frozen()], filters)
+
+
+class _Frozen(optim.Optimizer):
+    """Leaves stay, also where a loop sets the learning rate of all groups."""
+
+    def init_single(self, parameter: Array, state: dict) -> None:
+        pass
+
+    def apply_single(self, gradient: Array, parameter: Array, state: dict) -> Array:
+        return parameter
 
 
 def _rule(optimizer: Optimizer, group: Group) -> optim.Optimizer:

@@ -176,7 +176,8 @@ class Backend(Protocol):
         in jax, an optax.GradientTransformation, and in mlx, an mlx.optimizers.MultiOptimizer. Frozen leaves stay.
 
         Args:
-            module: one of `module`, or a framework's own that contains some; leaves of other names train at lr.
+            module: one of `module`, or a framework's own that contains some; leaves of other names train at lr. Optax
+                and mlx look at it when they are initialised with its parameters, torch here.
             optimizer: rates, decays and the rule.
         """
 
