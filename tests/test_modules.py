@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mlx.nn
 import mlx.utils
 import numpy as np
 import pytest
@@ -126,8 +127,9 @@ def test_first_step_moves_each_leaf_at_the_rate_of_its_group(framework):
     framework.train(module, 1)
     moved = {name: np.abs(value - leaves(BATCH_NORM)[name]).max() for name, value in module.leaves().items()}
     # Adam's first update is lr sign(gradient); so small ones as those of Lambda_re come less near it.
-    for name in ("layer.B_re", "layer.Lambda_im", "layer.C_re", "norm.scale", "layer.log_step"):
+    for name in ("layer.B_re", "layer.Lambda_im", "layer.C_re", "norm.scale"):
         close(moved[f"blocks.1.{name}"], RULE.group(name).lr, 1e-4)
+    assert moved["blocks.1.layer.log_step"] == 0
     close(moved["blocks.0.norm.mean"], np.abs(reference(BATCH_NORM)[1]["blocks.0.norm.mean"] - 0.25).max())
 
 
@@ -247,6 +249,16 @@ def test_unfreezing_leaves_statistics_frozen():
     after = mlx.utils.tree_flatten(module.trainable_parameters())
     assert [name for name, _ in after] == [name for name, _ in before]
     assert not any(is_statistic(name) for name, _ in after)
+
+
+def test_frozen_leaves_stay_whatever_rate_a_loop_sets():
+    loop = Mlx()
+    module, groups = loop.module(BATCH_NORM, leaves(BATCH_NORM)), loop.be.parameter_groups(None, RULE)
+    groups.learning_rate = 0.1
+    groups.update(module, mlx.nn.value_and_grad(module, loop.loss)(module)[1])
+    moved = {name: np.abs(value - leaves(BATCH_NORM)[name]).max() for name, value in module.leaves().items()}
+    assert moved["blocks.0.layer.log_step"] == 0
+    close(moved["blocks.0.layer.D"], RULE.lr, 1e-3)  # the schedule's: it has the last word
 
 
 # --- torch -----------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,11 +22,15 @@ class Leaves(nn.Module):
     Batch-norm statistics are buffers.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._names: list[str] = []
+
     def own(self, leaves: dict[str, Tensor]) -> None:
         """Register the leaves under their dotted names."""
         for name, value in leaves.items():
             *path, last = name.split(".")
-            owner: nn.Module = self
+            owner = self
             for part in path:
                 if part not in owner._modules:
                     owner.add_module(part, Leaves())
@@ -36,6 +39,14 @@ class Leaves(nn.Module):
                 owner.register_buffer(last, value)
             else:
                 owner.register_parameter(last, nn.Parameter(value))
+            owner._names.append(last)
+
+    def named(self, prefix: str = "") -> dict[str, Tensor]:
+        """The leaves by dotted name; of attributes, for a replica of nn.DataParallel has no parameters."""
+        found = {prefix + name: getattr(self, name) for name in self._names}
+        for name, part in self._modules.items():
+            found |= part.named(f"{prefix}{name}.")
+        return found
 
 
 class Module(Leaves, ModuleMethods):
@@ -62,18 +73,14 @@ class Module(Leaves, ModuleMethods):
 
     def keep(self, statistics: dict[str, Tensor]) -> None:
         for name, value in statistics.items():
-            self._leaf(name).copy_(value.detach())
+            self.get_buffer(name).copy_(value.detach())
 
     def arrays(self) -> dict[str, Tensor]:
         """The leaves by name."""
-        return {name: self._leaf(name) for name in self.description.shapes()}
+        return self.named()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.description!r})"
-
-    def _leaf(self, name: str) -> Tensor:
-        # Attributes, not named_parameters: a replica of nn.DataParallel has tensors in their place.
-        return functools.reduce(getattr, name.split("."), self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
         dtype = fn(next(self.parameters()).detach()[:0]).dtype
