@@ -50,7 +50,7 @@ def stream(module: Any, u: NDArray[np.float32]) -> NDArray[np.float32]:
 def main(steps: int = 300, length: int = 500) -> float:
     """Train, stream, compare; the largest difference between the streamed and the parallel outputs."""
     model, leaves, error = train(steps)
-    module = ptd.backend("mlx").module(model, leaves)
+    module = ptd.backend("mlx").module(model, leaves).eval()
     u, target = (part[0] for part in recall(np.random.default_rng(1), 1, length))
     whole = np.array(module(mx.array(u)))
     stream(module, u[:1])  # compiles

@@ -14,7 +14,6 @@ import numpy as np
 import optax
 
 import ptd
-from ptd_jax.training import optimizer_groups
 
 BACKEND = ptd.backend("jax")
 
@@ -53,7 +52,8 @@ def main(steps: int = 40) -> list[float]:
     wave = jnp.sin(time * (0.2 + 0.6 * label[:, None]) + jnp.arange(16.0)[:, None])[..., None]
     model = Classifier()
     params = model.init(jax.random.key(0), wave)
-    optimizer = optimizer_groups(ptd.Optimizer(lr=2e-2, ssm_lr=1e-3, weight_decay=0.01, total_steps=steps))
+    rule = ptd.Optimizer(lr=2e-2, ssm_lr=1e-3, weight_decay=0.01, total_steps=steps)
+    optimizer = BACKEND.parameter_groups(params, rule)
 
     @jax.jit
     def step(params: Any, state: Any) -> tuple[Any, Any, jax.Array]:

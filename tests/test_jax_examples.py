@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose
 import ptd
 from ptd_jax import JaxBackend
 from ptd_jax import backend as be
-from ptd_jax.training import optimizer_groups
+from ptd_jax.training import parameter_groups
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LAYER = ptd.S5(4, 8)
@@ -64,7 +64,7 @@ ANY_TARGET = export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
 @pytest.mark.parametrize("rule", ["standard", "BandCdecay", "BfastandCdecay"])
 def test_optimiser_groups_follow_the_rule_at_any_depth(params, rule):
     optimizer = ptd.Optimizer(lr=1e-2, ssm_lr=1e-3, weight_decay=0.1, total_steps=10, rule=rule, frozen=("D",))
-    transform, tree = optimizer_groups(optimizer), {"blocks": [params, {"gate.weight": jnp.ones(2)}]}
+    transform, tree = parameter_groups(optimizer), {"blocks": [params, {"gate.weight": jnp.ones(2)}]}
     updates, _ = transform.update(jax.tree.map(jnp.ones_like, tree), transform.init(tree), tree)
     for (path, value), update in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(updates), strict=True):
         group = optimizer.group(path[-1].key)

@@ -111,6 +111,29 @@ def test_wrong_learner_is_caught_by_the_clause_that_names_it(mutant: str, honest
     assert runner.run(trial, Bench(WrongLearner(method, spoiled), "float32")).outcome is Outcome.FAIL
 
 
+class StuckModules:
+    """The jax backend with modules that stay in one mode."""
+
+    def __init__(self, mode: str):
+        self.mode, self.honest = mode, ptd.backend("jax")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.honest, name)
+
+    def module(self, *arguments: object) -> object:
+        module = self.honest.module(*arguments)
+        getattr(module, self.mode)()
+        module.train = module.eval = lambda: None
+        return module
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_module_stuck_in_a_mode_is_caught(mode: str, honest_gradients: Bench) -> None:
+    trial = Trial(CLAUSES["T7"], "s5-batch-norm", "float32")
+    assert runner.run(trial, honest_gradients).outcome is Outcome.PASS
+    assert runner.run(trial, Bench(StuckModules(mode), "float32")).outcome is Outcome.FAIL
+
+
 def test_unexpected_pass_of_an_unsupported_feature_fails() -> None:
     backend = changed(unsupported=MappingProxyType({"modules": "said to be missing"}))
     found = result(backend, "P1", "s5-zoh", "float64")

@@ -21,7 +21,7 @@ MODELS = {
 
 @pytest.fixture(params=MODELS.values(), ids=MODELS)
 def model(request):
-    return be.module(request.param, request.param.initialize(np.random.default_rng(0), init="legs"))
+    return be.module(request.param, request.param.initialize(np.random.default_rng(0), init="legs")).eval()
 
 
 @pytest.fixture

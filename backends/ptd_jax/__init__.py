@@ -138,11 +138,24 @@ class JaxBackend(PortableBackend):
     def compiled(self, function: Callable) -> Callable:
         return jax.jit(function)
 
-    def module(self, description: Layer | SequenceModel, params: Mapping[str, NDArray], dtype: str = "float32") -> Any:
+    def module(
+        self,
+        description: Layer | SequenceModel,
+        params: Mapping[str, NDArray],
+        dtype: str = "float32",
+        *,
+        rngs: Any = None,
+    ) -> Any:
+        """See ptd.contract.Backend; rngs for dropout, an nnx.Rngs or nnx.RngStream, as nnx.Dropout takes it."""
         from .modules import Module
 
         description.check(params)
-        return Module(self, description, {name: self.asarray(value, dtype) for name, value in params.items()})
+        return Module(self, description, {name: self.asarray(value, dtype) for name, value in params.items()}, rngs)
+
+    def parameter_groups(self, module: Any, optimizer: Optimizer) -> Any:
+        from .training import parameter_groups
+
+        return parameter_groups(optimizer)
 
     def learner(
         self,

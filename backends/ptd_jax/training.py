@@ -56,7 +56,7 @@ class Programs(NamedTuple):
 def _programs(
     backend: JaxBackend, model: SequenceModel, optimizer: Optimizer, activations: str | None, placement: Placement
 ) -> Programs:
-    transform = optimizer_groups(optimizer)
+    transform = parameter_groups(optimizer)
 
     def loss(trained: dict, statistics: dict, own: Placed, batch: int, key: Array) -> Any:
         call = {"lengths": own.lengths, "training": Training(dropout(key)), "activations": activations}
@@ -183,12 +183,12 @@ def _trained(leaves: Mapping[str, Array]) -> dict[str, Array]:
     return {name: value for name, value in leaves.items() if not is_statistic(name)}
 
 
-def optimizer_groups(optimizer: Optimizer) -> optax.GradientTransformation:
+def parameter_groups(optimizer: Optimizer) -> optax.GradientTransformation:
     """AdamW with the rates, decays and schedule of an Optimizer, for any pytree whose leaves have core's names.
 
     The name of a leaf is its path joined by dots, so leaves may lie in dicts, modules or lists, at any depth.
 
-    >>> transform = optimizer_groups(Optimizer(lr=1e-2, total_steps=10, ssm_lr=1e-3))
+    >>> transform = parameter_groups(Optimizer(lr=1e-2, total_steps=10, ssm_lr=1e-3))
     >>> params = {"layer": {"log_step": jnp.zeros(1)}, "gate": {"weight": jnp.zeros(1)}}
     >>> updates, _ = transform.update(jax.tree.map(jnp.ones_like, params), transform.init(params), params)
     >>> [round(float(update[0]), 5) for update in jax.tree.leaves(updates)]
@@ -207,7 +207,9 @@ def optimizer_groups(optimizer: Optimizer) -> optax.GradientTransformation:
         return optax.adamw(schedule, weight_decay=group.weight_decay)
 
     def label(path: tuple, _: Array) -> str:
-        return repr(optimizer.group(jax.tree_util.keystr(path, simple=True, separator=".")))
+        # nnx.Optimizer shows Variables at first, whose paths go on to their value, and bare arrays later.
+        name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+        return repr(optimizer.group(name))
 
     rules = {repr(group): rule(group) for group in optimizer.groups()}
     return optax.multi_transform(rules, lambda params: jax.tree_util.tree_map_with_path(label, params))

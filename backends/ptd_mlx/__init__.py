@@ -73,6 +73,11 @@ class MlxBackend(PortableBackend):
         description.check(params)
         return Module(self, description, {name: self.asarray(value, dtype) for name, value in params.items()})
 
+    def parameter_groups(self, module: Any, optimizer: Optimizer) -> Any:
+        from .training import parameter_groups
+
+        return parameter_groups(optimizer)
+
     def learner(
         self,
         model: SequenceModel,

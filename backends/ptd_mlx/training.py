@@ -23,6 +23,8 @@ from ptd.model import SequenceModel, Training, is_statistic
 from ptd.optimization import Group, Optimizer
 from ptd.whole_sets import Placed, as_set, batches, check_targets, checked_rows
 
+from .dropout import dropped
+
 
 class MlxLearner:
     """The contract's Learner; losses stay on the device until they are looked at."""
@@ -154,6 +156,23 @@ def _groups(optimizer: Optimizer, names: list[str]) -> list[tuple[list[str], opt
     return [(members, _rule(optimizer, group)) for group, members in groups.items()]
 
 
+def parameter_groups(optimizer: Optimizer) -> optim.MultiOptimizer:
+    """See ptd.contract.Backend; the name of a leaf is its path, so one serves any module."""
+    groups = [group for group in optimizer.groups() if group.lr > 0]
+    filters = [lambda path, _, group=group: optimizer.group(path) == group for group in groups]
+    return optim.MultiOptimizer([*(_rule(optimizer, group) for group in groups), _Frozen()], filters)
+
+
+class _Frozen(optim.Optimizer):
+    """Leaves stay, also where a loop sets the learning rate of all groups."""
+
+    def init_single(self, parameter: Array, state: dict) -> None:
+        pass
+
+    def apply_single(self, gradient: Array, parameter: Array, state: dict) -> Array:
+        return parameter
+
+
 def _rule(optimizer: Optimizer, group: Group) -> optim.Optimizer:
     warm = optimizer.warmup_steps
     rate: Callable = optim.cosine_decay(group.lr, optimizer.total_steps - warm)
@@ -176,7 +195,6 @@ def _dropout(key: Array) -> Any:
 
     def dropout(x: Array, rate: float, over_time: bool) -> Array:
         keys[0], own = mx.random.split(keys[0])
-        shape = (*x.shape[:-2], 1, x.shape[-1]) if over_time else x.shape
-        return mx.where(mx.random.bernoulli(1 - rate, shape, own), x / (1 - rate), 0.0)
+        return dropped(x, rate, over_time, own)
 
     return dropout

@@ -169,6 +169,11 @@ class TorchBackend(PortableBackend):
         description.check(params)
         return Module(self, description, {name: self.asarray(value, dtype).clone() for name, value in params.items()})
 
+    def parameter_groups(self, module: torch.nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+        from .modules import parameter_groups
+
+        return parameter_groups(module, optimizer)
+
     def stepper(self, module: Any, batch: tuple[int, ...] = ()) -> Any:
         """A module in step mode that keeps its states, on a GPU as one CUDA graph; see ptd_torch.stepping.Stepper."""
         from .stepping import Stepper

@@ -22,11 +22,15 @@ class Leaves(nn.Module):
     Batch-norm statistics are buffers.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._names: list[str] = []
+
     def own(self, leaves: dict[str, Tensor]) -> None:
         """Register the leaves under their dotted names."""
         for name, value in leaves.items():
             *path, last = name.split(".")
-            owner: nn.Module = self
+            owner = self
             for part in path:
                 if part not in owner._modules:
                     owner.add_module(part, Leaves())
@@ -35,20 +39,26 @@ class Leaves(nn.Module):
                 owner.register_buffer(last, value)
             else:
                 owner.register_parameter(last, nn.Parameter(value))
+            owner._names.append(last)
+
+    def named(self, prefix: str = "") -> dict[str, Tensor]:
+        """The leaves by dotted name; of attributes, for a replica of nn.DataParallel has no parameters."""
+        found = {prefix + name: getattr(self, name) for name in self._names}
+        for name, part in self._modules.items():
+            found |= part.named(f"{prefix}{name}.")
+        return found
 
 
 class Module(Leaves, ModuleMethods):
     """A layer or model with its parameters; calls, steps and exchanges leaves as the contract says.
 
-    Parameters stay float32 or float64; for narrower activations run it under torch.autocast. It starts in evaluation
-    mode; in that of train() a model drops out, norms by its batches and keeps their running moments in its buffers.
+    Parameters stay float32 or float64; for narrower activations run it under torch.autocast.
     """
 
     def __init__(self, backend: Backend, description: Layer | SequenceModel, leaves: dict[str, Tensor]):
         super().__init__()
         self.backend, self.description = backend, description
         self.own(leaves)
-        self.eval()
 
     @property
     def kernel_path(self) -> str:
@@ -59,20 +69,18 @@ class Module(Leaves, ModuleMethods):
 
     def forward(self, u: Tensor, **call: Any) -> Any:
         """The output on whole sequences; arguments as Layer.apply or SequenceModel.apply."""
-        if not self.training or isinstance(self.description, Layer) or "training" in call:
-            return self.run(u, **call)
-        y, statistics = self.run(u, training=Training(_dropout), **call)
+        return self.run(u, Training(_dropout) if self.training else None, **call)
+
+    def keep(self, statistics: dict[str, Tensor]) -> None:
         for name, value in statistics.items():
             self.get_buffer(name).copy_(value.detach())
-        return y
 
     def arrays(self) -> dict[str, Tensor]:
         """The leaves by name."""
-        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return self.named()
 
-    def extra_repr(self) -> str:
-        """The description, for print."""
-        return repr(self.description)
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.description!r})"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
         dtype = fn(next(self.parameters()).detach()[:0]).dtype
@@ -88,16 +96,8 @@ def _dropout(x: Tensor, rate: float, over_time: bool) -> Tensor:
     return x * nn.functional.dropout(torch.ones_like(like), rate)
 
 
-def param_groups(module: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Parameter groups for any torch optimiser: learning rate and weight decay of each leaf by its name.
-
-    Args:
-        module: a Module, or any module that contains some; leaves that are not state-space ones train at lr.
-        optimizer: the rates and the rule; its schedule is not applied here.
-
-    Returns:
-        Groups with params, lr and weight_decay; frozen leaves are left out.
-    """
+def parameter_groups(module: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """See ptd.contract.Backend; groups with params, lr and weight_decay, frozen leaves left out."""
     groups: dict[Any, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         groups.setdefault(optimizer.group(name), []).append(parameter)

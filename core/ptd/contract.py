@@ -161,6 +161,24 @@ class Backend(Protocol):
 
         Called as module(u, **call) with the arguments of apply; has step(u_k, state), initial_state(batch) (a model's
         is a list, one per block) and leaves() -> dict[str, np.ndarray].
+
+        It starts in the mode its framework's modules start in, training in torch, mlx and flax nnx, and changes it by
+        their train() and eval(). A model in training mode drops out, norms by its batches and keeps their moments as
+        its statistics, which no optimiser moves; in evaluation mode, and where it is stepped, it does none of it. A
+        layer does the same in both. Masks come from the framework's generator: torch's, mx.random, or for nnx
+        module(..., rngs=nnx.Rngs(0)) or the call's rngs.
+        """
+
+    def parameter_groups(self, module: Any, optimizer: Optimizer) -> Any:
+        """What trains each leaf of a module as optimizer says of its name, in a loop of the user's own.
+
+        In torch the groups that torch.optim takes, at peak rates: the schedule is the loop's. AdamW with the schedule
+        in jax, an optax.GradientTransformation, and in mlx, an mlx.optimizers.MultiOptimizer. Frozen leaves stay.
+
+        Args:
+            module: one of `module`, or a framework's own that contains some; leaves of other names train at lr. Optax
+                and mlx look at it when they are initialised with its parameters, torch here.
+            optimizer: rates, decays and the rule.
         """
 
     def learner(

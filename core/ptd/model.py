@@ -193,7 +193,7 @@ class SequenceModel:
             params: leaves named and shaped as in shapes().
             u: real (..., L, d_input), or integer tokens (..., L), or integers for `input`; with pair (..., 2, L, ...).
             lengths: integer (...), valid lengths, one per sequence.
-            training: None to evaluate; else dropout and batch statistics are on.
+            training: None to evaluate; else dropout and batch statistics are on. A module makes one, by its mode.
             layer_noise: one array per block, broadcastable to (..., L, H), added to the input of its layer (the
                 Fourier-mode robustness test of Yu et al. 2024 sec. 5.2).
             activations: a narrower dtype, by name, for all between encoder and pooling ("bfloat16"); parameters,
@@ -210,6 +210,9 @@ class SequenceModel:
             ValueError: a shape or value does not fit; values of tokens and lengths are looked at where Layer.apply
                 looks at them. A token that names no row is elsewhere embedded as none, as the framework has it.
         """
+        if training is not None:
+            remedy = "of a module call train(), then module(u)"
+            checks.instance("training", training, Training, "None or a ptd.model.Training", remedy)
         checks.shapes("the model", params, self.shapes())
         u = self._read(params, u)
         lengths = self._lengths(u, lengths)
@@ -498,8 +501,9 @@ STATISTICS = ("mean", "var")
 
 
 def is_statistic(name: str) -> bool:
-    """Whether a model leaf is a batch-norm statistic."""
-    return name.rpartition("norm.")[2] in STATISTICS
+    """Whether a leaf, by its dotted name, is a batch-norm statistic: norm.mean or norm.var, at any depth."""
+    *_, owner, last = ("", *name.split("."))
+    return owner == "norm" and last in STATISTICS
 
 
 def gelu(x: Array) -> Array:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from . import checks
 from .arrays import Array, zeros
 from .layers import Layer
-from .model import SequenceModel
+from .model import SequenceModel, Training
 
 
 class ModuleMethods:
@@ -28,10 +28,19 @@ class ModuleMethods:
         """The leaves by name, as the framework's arrays."""
         raise NotImplementedError
 
-    def run(self, u: Array, **call: Any) -> Any:
-        """The output on whole sequences; arguments as Layer.apply or SequenceModel.apply."""
-        apply = self.backend.apply if isinstance(self.description, Layer) else self.backend.apply_model
-        return apply(self.description, self.arrays(), u, **call)
+    def keep(self, statistics: dict[str, Array]) -> None:
+        """Put updated batch-norm statistics in the place of the old."""
+        raise NotImplementedError
+
+    def run(self, u: Array, training: Training | None, /, **call: Any) -> Any:
+        """The output on whole sequences, of a training pass unless training is None; call as the arguments of apply."""
+        if isinstance(self.description, Layer):
+            return self.backend.apply(self.description, self.arrays(), u, **call)
+        if training is None or "training" in call:
+            return self.backend.apply_model(self.description, self.arrays(), u, **call)
+        y, statistics = self.backend.apply_model(self.description, self.arrays(), u, training=training, **call)
+        self.keep(statistics)
+        return y
 
     def step(self, u_k: Array, state: Any, **call: Any) -> Any:
         """One sample; arguments as Layer.step or SequenceModel.step."""

@@ -95,6 +95,9 @@ class PortableBackend:
     def module(self, description: Layer | SequenceModel, params: Mapping[str, NDArray], dtype: str = "float32") -> Any:
         raise self._lacks("modules")
 
+    def parameter_groups(self, module: Any, optimizer: Optimizer) -> Any:
+        raise self._lacks("training")
+
     def learner(
         self,
         model: SequenceModel,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import array_api_compat.numpy as xp
 import numpy as np
@@ -22,7 +23,16 @@ class Module(ModuleMethods):
     def __init__(self, backend: ReferenceBackend, description: Layer | SequenceModel, params: dict[str, NDArray]):
         self.backend, self.description, self.params = backend, description, params
 
-    __call__ = ModuleMethods.run
+    def __call__(self, u: NDArray, **call: Any) -> Any:
+        """The output on whole sequences; arguments as Layer.apply or SequenceModel.apply."""
+        return self.run(u, None, **call)
+
+    def train(self) -> None:
+        """Raise Unsupported: it is always in evaluation mode."""
+        raise self.backend._lacks("training")
+
+    def eval(self) -> None:
+        """Stay in evaluation mode."""
 
     def arrays(self) -> dict[str, NDArray]:
         """The leaves by name."""

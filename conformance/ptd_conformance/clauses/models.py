@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ptd
-from ptd.model import is_statistic
+from ptd.model import Training, is_statistic
 
 from ..bench import Bench
 from ..cases import exact, generic
@@ -244,6 +244,31 @@ def restored_learner_goes_on_bit_for_bit(bench: Bench, subject: str) -> Iterator
         yield holds(name, np.asarray(value).tobytes() == np.asarray(other[name]).tobytes())
     for name, value in whole.parameters().items():
         yield holds(f"leaves.{name} is a leaf", np.array_equal(end[f"leaves.{name}"], value))
+
+
+@clause("T7", [name for name in CLASSIFIERS if MODELS[name].norm == "batch"], needs="training")
+def module_follows_its_mode(bench: Bench, subject: str) -> Iterator[Measurement]:
+    """After train() a module norms by its batch and keeps the statistics, and after eval() it does neither."""
+    model, given, u = dataclasses.replace(MODELS[subject], dropout=0.0), leaves(subject), inputs(subject)
+    module = bench.backend.module(model, given, bench.dtype)
+    module.train()
+    found, kept = {"output": bench.host(module(bench.array(u)))}, module.leaves()
+    found |= {name: value for name, value in kept.items() if is_statistic(name)}
+    wide, own = (_trained(model, given, u, dtype) for dtype in (np.longdouble, bench.dtype))
+    for name, value in wide.items():
+        yield compare(name, found[name], value.astype(np.float64), 16 * float(np.max(np.abs(own[name] - value))))
+    module.eval()
+    evaluated = {name: value.astype(np.float64) for name, value in kept.items()}
+    y, allowed = bench.host(module(bench.array(u))), same_precision(subject, bench.dtype)[1]
+    yield compare("output after eval()", y, model.apply(evaluated, u.astype(np.float64)), allowed)
+    yield holds("statistics stay", all(np.array_equal(value, kept[name]) for name, value in module.leaves().items()))
+
+
+def _trained(model: ptd.SequenceModel, params: dict[str, NDArray], u: NDArray, dtype: Any) -> dict[str, NDArray]:
+    """The reference's output and updated statistics of a training pass in dtype, dropout aside."""
+    params = {name: value.astype(dtype) for name, value in params.items()}
+    y, statistics = model.apply(params, u.astype(dtype), training=Training(lambda x, *_: x))
+    return {"output": y, **statistics}
 
 
 def _set(subject: str) -> tuple[NDArray, NDArray, NDArray]:
