@@ -175,6 +175,7 @@ BAD = {
     "activation: expected one of 'full_glu', 'gelu', 'half_glu1', 'half_glu2', got": lambda: model(activation="relu"),
     "pooling: expected one of 'last', 'mean', 'none', got 'max'": lambda: model(pooling="max"),
     "prenorm: expected True or False, got 'yes'": lambda: model(prenorm="yes"),
+    "final_norm: expected False for norm='none', got True; choose": lambda: model(norm="none", final_norm=True),
     "dropout: expected a rate in [0, 1), got 1.0": lambda: model(dropout=1.0),
     "dropout: expected a rate in [0, 1), got -0.1": lambda: model(dropout=-0.1),
     "dropout: expected a rate in [0, 1), got nan": lambda: model(dropout=float("nan")),
@@ -319,7 +320,10 @@ def test_learners_of_one_device_refuse_several():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: initialize(colour="red"), "S4D: expected only the options dt_max, dt_min, init, got also colour"),
+        (
+            lambda: initialize(colour="red"),
+            "S4D: expected only the options B_init, dt_max, dt_min, init, got also colour",
+        ),
         (
             lambda: initialize(S4(2, 4), B_init="hippo"),
             "S4: expected only the options dt_max, dt_min, init, got also B",

@@ -279,6 +279,14 @@ def test_hippo_input_of_s5_is_the_initialisations_own_column():
     assert_allclose(leaves["B_re"] + 1j * leaves["B_im"], expected, rtol=1e-15)
 
 
+def test_input_of_s4d_may_be_ones_and_all_else_stays():
+    layer = S4D(3, 8)
+    own, ones = (ptd.initialize(layer, np.random.default_rng(0), B_init=B_init) for B_init in ("hippo", "ones"))
+    assert (ones["B_re"] == 1).all()
+    assert (ones["B_im"] == 0).all()
+    assert all((own[name] == ones[name]).all() for name in own if not name.startswith("B_"))
+
+
 class Toy(S4D):
     """A layer that CONTRIBUTING.md has been followed for, but for its initial parameters."""
 

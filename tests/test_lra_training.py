@@ -404,6 +404,13 @@ def test_s5_recipe_of_text_is_the_published_one():
     assert (groups["Lambda_re"].weight_decay, groups["log_step"].lr) == (0, 0.004)
 
 
+def test_released_text_has_a_norm_after_the_last_block():
+    ordinary, released = (recipe.recipe("text", name).description(256) for name in ("s4-ptd", "s4-ptd-released"))
+    assert released.shapes().keys() - ordinary.shapes().keys() == {
+        f"norm.{n}" for n in ("scale", "bias", "mean", "var")
+    }
+
+
 def test_a_schedule_may_go_on_after_the_last_step_and_ends_with_none_left():
     found = recipe.recipe("listops", "s4-ptd-released")
     rule = found.rule(1920, found.epochs)
@@ -428,7 +435,7 @@ ODD = {
     "d_stat": (OWN.replace("d_state", "d_stat"), "FILE a layer: expected only .*, got also 'd_stat'"),
     "inti": (
         OWN.replace("init =", "inti ="),
-        "FILE a initial: expected only dt_max, dt_min, init, weights, got also 'inti'",
+        "FILE a initial: expected only B_init, dt_max, dt_min, init, weights, got also 'inti'",
     ),
     "kind of a rule": (OWN.replace("lr =", "kind = 1, lr ="), "FILE a optimizer: expected only .*, got also 'kind'"),
     "no rate": (OWN.replace("lr = 0.01", ""), "FILE a optimizer: expected at least lr, got no lr"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -82,6 +83,7 @@ def forward(model, p, u, noise=(0, 0)):
         z = activate(model, p, block, model.layer.apply(inner, z + noise[i]))
         x = x + z if model.residual else z
         x = x if model.prenorm else normalise(model, p, block, x)
+    x = normalise(model, p, "", x) if model.final_norm else x
     pooled = {"mean": lambda: x.mean(-2), "last": lambda: x[..., -1, :], "none": lambda: x}[model.pooling]()
     return linear(p, "decoder", pooled)
 
@@ -91,6 +93,8 @@ OPTIONS = [
     *({"activation": activation} for activation in ("gelu", "full_glu", "half_glu1", "half_glu2")),
     *({"pooling": pooling} for pooling in ("mean", "last", "none")),
     {"encoder": "embedding"},
+    {"norm": "layer", "final_norm": True, "pooling": "none"},
+    {"norm": "batch", "final_norm": True, "pooling": "last"},
     {"residual": False},
     {"n_layers": 1},
 ]
@@ -196,6 +200,20 @@ def test_batch_norm_in_training_normalises_by_the_batch():
     trained, _ = model.apply(params, u, lengths=LENGTHS, training=Training(keep_all))
     evaluated = model.apply(params | as_statistics, u, lengths=LENGTHS)
     assert_allclose(trained, evaluated, rtol=0, atol=1e-12)
+
+
+def test_the_final_norm_keeps_statistics_of_valid_samples_of_the_last_block():
+    model = build(norm="batch", final_norm=True, norm_momentum=0.0, pooling="none")
+    plain = build(norm="batch", norm_momentum=0.0, pooling="none")
+    params, u, training = parameters(model), inputs(model), Training(keep_all)
+    decoder = {"decoder.weight": np.eye(H), "decoder.bias": np.zeros(H)}  # a model that shows its last block's output
+    shown = dataclasses.replace(plain, d_output=H)
+    before = {name: params[name] for name in plain.shapes()} | decoder
+    x, _ = shown.apply(before, u, lengths=LENGTHS, training=training)
+    valid = x[np.arange(L) < LENGTHS[:, None]]
+    _, statistics = model.apply(params, u, lengths=LENGTHS, training=training)
+    assert_allclose(statistics["norm.mean"], valid.mean(0), rtol=0, atol=1e-12)
+    assert_allclose(statistics["norm.var"], valid.var(0), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm", ["layer", "none"])

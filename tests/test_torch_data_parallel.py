@@ -21,7 +21,8 @@ from ptd_torch import backend
 from ptd_torch.ranks import Part, Ranks
 
 CPU = backend.on("cpu")
-RULE = ptd.Optimizer(lr=1e-2, total_steps=9)
+# Under a final batch norm the gradient by this bias is all rounding, of which Adam makes full steps.
+RULE = ptd.Optimizer(lr=1e-2, total_steps=9, frozen=("encoder.bias",))
 
 
 def model(**own) -> ptd.SequenceModel:
@@ -42,7 +43,7 @@ def samples(count: int, *, pairs: bool = False) -> tuple:
 @pytest.mark.parametrize(
     ("described", "devices"),
     [
-        (model(norm="batch", dropout=0.3, tie_dropout=True), 2),
+        (model(norm="batch", dropout=0.3, tie_dropout=True, final_norm=True), 2),
         (model(norm="layer", dropout=0.3, pair=True), 3),
     ],
     ids=["batch norm, tied dropout", "pairs, three devices"],

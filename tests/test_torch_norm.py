@@ -160,7 +160,7 @@ def statistics(each, names, lengths):
     u = np.random.default_rng(1).standard_normal((3, 21, 1)).astype(np.float32)
     learner.step(u, np.array([0, 1, 1]), None if lengths is None else lengths.numpy())
     updated = {name: value for name, value in learner.parameters().items() if name.endswith((".mean", ".var"))}
-    assert len(updated) == 4
+    assert len(updated) == (6 if each.final_norm else 4)
     assert not any(np.array_equal(value, params[name]) for name, value in updated.items())
     return updated
 
@@ -184,6 +184,16 @@ def test_every_block_is_given_moments_which_only_the_sum_before_it_finds(names, 
     assert [known is None for known in given] == [True] * 2 + [False] * 2
     for name, expected in plain.items():
         np.testing.assert_allclose(chained[name], expected, rtol=1e-4, atol=1e-5)
+
+
+@LENGTHS
+@pytest.mark.parametrize(("names", "passes"), [(("norm", "gate"), 1), (("norm",), 3)], ids=["sum", "norm alone"])
+def test_the_final_norm_takes_the_moments_that_the_last_block_has_found(names, passes, lengths, moments_seen):
+    each = dataclasses.replace(TRAINED, final_norm=True)
+    plain, kernels = (statistics(each, chosen, lengths) for chosen in ((), names))
+    assert len(moments_seen[0]) == passes
+    for name, expected in plain.items():
+        np.testing.assert_allclose(kernels[name], expected, rtol=1e-4, atol=1e-5)
 
 
 @LENGTHS

@@ -22,7 +22,7 @@ from ptd.whole_sets import Placed, as_set, batches, check_rows, check_targets, c
 
 from . import JaxBackend
 from .dropout import dropout, step_key
-from .passes import training_block
+from .passes import training_block, training_decoder
 from .placement import Placement, counts, devices, joined, mine, total
 
 #: Steps per call of the compiled loop. It is fixed, and how many of them run is an argument: one program whatever
@@ -60,8 +60,9 @@ def _programs(
 
     def loss(trained: dict, statistics: dict, own: Placed, batch: int, key: Array) -> Any:
         call = {"lengths": own.lengths, "training": Training(dropout(key)), "activations": activations}
-        run_block = functools.partial(training_block, key=key, batch=batch)
-        y, updated = backend.apply_model(model, trained | statistics, own.inputs, run_block=run_block, **call)
+        call["run_block"] = functools.partial(training_block, key=key, batch=batch)
+        call["run_decoder"] = functools.partial(training_decoder, batch=batch)
+        y, updated = backend.apply_model(model, trained | statistics, own.inputs, **call)
         return _mean(_losses(y, own.targets), batch), updated
 
     def step(state: State, key: Array, own: Placed, batch: int) -> tuple[State, Array]:

@@ -67,6 +67,10 @@ class Program:
             x, statistics, known = self._block(leaves, x, known, call["lengths"], call["noise"], key, part)
             return x, statistics
 
+        def run_decoder(model: SequenceModel, params: dict, x: Tensor, lengths: Any, training: Any) -> Any:
+            moments = known if model.final_norm and model.norm == "batch" else None
+            return self._decoder(outer, x, moments, lengths, targets, part)
+
         return self._backend.apply_model(
             self._model,
             leaves,
@@ -74,7 +78,7 @@ class Program:
             activations=self._activations,
             run_block=run_block,
             run_encoder=lambda model, params, u, activations: self._encoder(outer, u),
-            run_decoder=lambda model, params, x, lengths: self._decoder(outer, x, lengths, targets),
+            run_decoder=run_decoder,
             **call,
         )
 
@@ -84,16 +88,29 @@ class Program:
     def _ahead_of(self, x: Tensor, lengths: Tensor | None) -> Tensor | None:
         return ahead_of(self._model, x, lengths, self._fused)
 
-    def _decoder_of(self, leaves: dict, x: Tensor, lengths: Tensor | None, targets: Tensor | None) -> Tensor:
-        """Outputs, or with targets their loss."""
-        y = self._model.decode(leaves, x, lengths)
+    def _decoder_of(
+        self,
+        leaves: dict,
+        x: Tensor,
+        known: Tensor | None,
+        lengths: Tensor | None,
+        targets: Tensor | None,
+        part: Part | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Outputs, or with targets their loss, and updated statistics; known is what the last block has found."""
+        training, batch_norm = None, None
+        if part is not None and self._model.final_norm:
+            dropout = Dropout(None)  # nothing is dropped after the blocks
+            own = self._kernels(Passes(self._model, dropout, known, lengths), part)
+            training, batch_norm = Training(dropout), own.get("batch_norm")
+        y, statistics = self._model.decode(leaves, x, lengths, training, batch_norm)
         if targets is None:
-            return y
+            return y, statistics
         are_classes = not targets.is_floating_point()
         check_targets(targets.shape, are_classes, y.shape)
         if are_classes:
-            return functional.cross_entropy(y.reshape(-1, y.shape[-1]), targets.long().reshape(-1))
-        return ((y - targets) ** 2).mean()
+            return functional.cross_entropy(y.reshape(-1, y.shape[-1]), targets.long().reshape(-1)), statistics
+        return ((y - targets) ** 2).mean(), statistics
 
     def _block_of(
         self,
@@ -120,11 +137,16 @@ class Program:
             return self._backend.apply(layer, params, u, fused=self._fused, normed=own, **call)
 
         call["run"] = run
+        named = self._kernels(passes, part)
+        x, statistics = self._model.block(0, leaves, x, training=Training(dropout), **call, **named)
+        return x, statistics, passes.ahead
+
+    def _kernels(self, passes: Passes, part: Part) -> dict[str, Callable]:
+        """What a block takes in place of array code."""
         named = passes.of(self._fused)
         if part.length < part.all and "norm" not in self._fused:
             named["batch_norm"] = batch_norm_over_ranks
-        x, statistics = self._model.block(0, leaves, x, training=Training(dropout), **call, **named)
-        return x, statistics, passes.ahead
+        return named
 
 
 def _with_gradients_in_order(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -79,7 +79,13 @@ def s5(
 
 
 def s4d(
-    layer: S4D, rng: Generator, *, init: str | Modes = "legs", dt_min: float = 1e-3, dt_max: float = 1e-1
+    layer: S4D,
+    rng: Generator,
+    *,
+    init: str | Modes = "legs",
+    dt_min: float = 1e-3,
+    dt_max: float = 1e-1,
+    B_init: str = "hippo",
 ) -> Leaves:
     """Initial parameters of S4D (Gu et al. 2022 sec. 4); with init="ptd" or "ptd-closed" this is S4-PTD.
 
@@ -88,6 +94,8 @@ def s4d(
         rng: source of all randomness: C, standard complex normal, D and the steps.
         init: a name in ptd.modes.MODES, or Modes.
         dt_min, dt_max: range of the step sizes, in time, 0 < dt_min <= dt_max.
+        B_init: "hippo", the initialisation's own input column, or "ones", as programs of S4D often have it: C is
+            random either way, but its modes then begin with equal weights.
 
     Returns:
         The leaves of layer.shapes(), float64.
@@ -95,8 +103,10 @@ def s4d(
     Raises:
         ValueError: an unknown name, or a range that is none.
     """
+    checks.choice("B_init", B_init, ("hippo", "ones"))
     m = _block(init, layer.d_state, layer.conj_sym)
-    return _per_feature(layer, rng, dt_min, dt_max, Lambda=m.Lambda, B=m.B_tilde)
+    B = m.B_tilde if B_init == "hippo" else np.ones_like(m.B_tilde)
+    return _per_feature(layer, rng, dt_min, dt_max, Lambda=m.Lambda, B=B)
 
 
 def dss(
@@ -104,7 +114,7 @@ def dss(
 ) -> Leaves:
     """Initial parameters of DSS: the N modes of positive frequency of a state matrix of order 2N (DSS sec. 4.2).
 
-    Arguments, result and errors as for s4d.
+    Arguments, result and errors as for s4d; there is no B.
     """
     m = _block(init, 2 * layer.d_state, conj_sym=True)
     return _per_feature(layer, rng, dt_min, dt_max, Lambda=m.Lambda)
@@ -113,7 +123,7 @@ def dss(
 def s4(layer: S4, rng: Generator, *, init: str | Modes = "legs", dt_min: float = 1e-3, dt_max: float = 1e-1) -> Leaves:
     """Initial parameters of S4: the normal-plus-low-rank form of "legs", "legt" (rank 2) or "fout" (S4 thm 1).
 
-    Arguments, result and errors as for s4d.
+    Arguments, result and errors as for s4d; B is the initialisation's own.
     """
     if not isinstance(init, Modes):
         if init not in ("fout", "legs", "legt"):
@@ -133,7 +143,7 @@ def options_of(kind: type[Layer]) -> list[str]:
     """The options that initialize takes for layers of a kind.
 
     >>> options_of(S4D)
-    ['init', 'dt_min', 'dt_max']
+    ['init', 'dt_min', 'dt_max', 'B_init']
     """
     return [name for name in inspect.signature(INITIALIZERS[kind]).parameters if name not in ("layer", "rng")]
 

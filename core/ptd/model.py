@@ -1,6 +1,7 @@
 """SequenceModel: layers stacked into a classifier or regressor, described once for every backend.
 
-    encoder -> n_layers x [norm -> layer -> gated activation -> dropout, + residual] -> pooling [-> pair] -> decoder
+    encoder -> n_layers x [norm -> layer -> gated activation -> dropout, + residual] [-> norm] -> pooling [-> pair]
+    -> decoder
 
 The description and its forward pass are array code like the layers'; a backend builds its framework's module from the
 description and may run its own layers inside.
@@ -55,6 +56,7 @@ class SequenceModel:
         encoder: "linear" for real (..., L, d_input), "embedding" for integer tokens (..., L).
         norm: "layer", "batch" (statistics over batch and valid time) or "none".
         prenorm: norm before the layer, else after the residual sum.
+        final_norm: one more norm after all blocks, of the same kind, as stacks with prenorm often have.
         residual: add the block's input to its output.
         activation: "gelu"; "full_glu": V g * sigmoid(W g); "half_glu1": g * sigmoid(W g); "half_glu2":
             y * sigmoid(W g), with y the layer's output and g = dropout(gelu(y)).
@@ -87,13 +89,14 @@ class SequenceModel:
     norm_momentum: float = 0.9
     input: Input | None = None
     pair: bool = False
+    final_norm: bool = False
 
     def __post_init__(self) -> None:
         checks.plain_fields(self)
         for name in ("n_layers", "d_input", "d_output"):
             checks.positive_integer(name, getattr(self, name))
         checks.instance("layer", self.layer, Layer, "a layer, as S5(d_model=64, d_state=64)")
-        for name in ("prenorm", "residual", "tie_dropout", "pair"):
+        for name in ("prenorm", "residual", "tie_dropout", "pair", "final_norm"):
             checks.boolean(name, getattr(self, name))
         checks.choice("encoder", self.encoder, ("linear", "embedding"))
         checks.choice("norm", self.norm, ("layer", "batch", "none"))
@@ -103,6 +106,8 @@ class SequenceModel:
         checks.number("norm_momentum", self.norm_momentum, 0, 1, "a share in [0, 1)")
         if self.pair and self.pooling == "none":
             raise checks.fail("pooling", "'mean' or 'last' for pairs", "'none'", "a pair has one output")
+        if self.final_norm and self.norm == "none":
+            raise checks.fail("final_norm", "False for norm='none'", True, "choose norm='layer' or 'batch'")
         if self.input is not None:
             checks.instance("input", self.input, Input, "an Input or None", "pass ptd.Input(scale, shift)")
             self.input.check(self.d_input)
@@ -119,17 +124,20 @@ class SequenceModel:
         for i in range(self.n_layers):
             block = f"blocks.{i}."
             shapes |= {f"{block}layer.{name}": shape for name, shape in self.layer.shapes().items()}
-            if self.norm != "none":
-                shapes |= {f"{block}norm.{name}": (H,) for name in ("scale", "bias")}
-            if self.norm == "batch":
-                shapes |= {f"{block}norm.{name}": (H,) for name in STATISTICS}
+            shapes |= self._norm_shapes(block)
             if self.activation != "gelu":
                 linear[f"{block}gate"] = (H, H)
             if self.activation == "full_glu":
                 linear[f"{block}value"] = (H, H)
+        if self.final_norm:
+            shapes |= self._norm_shapes("")
         for name, shape in linear.items():
             shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
         return shapes
+
+    def _norm_shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        names = {"none": (), "layer": ("scale", "bias"), "batch": ("scale", "bias", *STATISTICS)}[self.norm]
+        return {f"{prefix}norm.{name}": (self.layer.d_model,) for name in names}
 
     def state_shapes(self, batch: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
         """Shape of each block's state."""
@@ -185,7 +193,7 @@ class SequenceModel:
         run: Callable[..., Array] = lambda layer, params, u, **call: layer.apply(params, u, **call),
         run_block: Callable[..., tuple] = lambda model, i, leaves, x, **call: model.block(i, leaves, x, **call),
         run_encoder: Callable[..., Array] = lambda model, params, u, activations: model.encode(params, u, activations),
-        run_decoder: Callable[..., Array] = lambda model, params, x, lengths: model.decode(params, x, lengths),
+        run_decoder: Callable[..., tuple] = lambda model, params, x, **call: model.decode(params, x, **call),
     ) -> Any:
         """Outputs of the model on whole sequences.
 
@@ -224,7 +232,8 @@ class SequenceModel:
             noise = None if layer_noise is None else layer_noise[i]
             x, updated = run_block(self, i, leaves, x, lengths=lengths, training=training, noise=noise, run=run)
             statistics |= {f"blocks.{i}.{name}": value for name, value in updated.items()}
-        y = run_decoder(self, params, x, lengths)
+        y, updated = run_decoder(self, params, x, lengths=lengths, training=training)
+        statistics |= updated
         return (y, statistics) if training is not None else y
 
     def encode(self, params: Parameters, u: Array, activations: str | None = None) -> Array:
@@ -232,10 +241,23 @@ class SequenceModel:
         x = self._encode(params, u)
         return x if activations is None else namespace(x).astype(x, getattr(namespace(x), activations))
 
-    def decode(self, params: Parameters, x: Array, lengths: Array | None) -> Array:
-        """The model's outputs from the last block's (..., L, H): pooled, pairs compared, through the decoder."""
+    def decode(
+        self,
+        params: Parameters,
+        x: Array,
+        lengths: Array | None,
+        training: Training | None = None,
+        batch_norm: Callable[..., tuple[Array, Array, Array]] | None = None,
+    ) -> tuple[Array, dict[str, Array]]:
+        """The model's outputs from the last block's (..., L, H), and updated statistics of final_norm.
+
+        Normed, pooled, pairs compared, through the decoder. batch_norm as in block.
+        """
+        statistics: dict[str, Array] = {}
+        if self.final_norm:
+            x = self._norm(_Scope(params, ""), x, lengths, training, statistics, batch_norm)
         pooled = self._pool(astype(x, params["decoder.weight"]), lengths)
-        return _linear(_Scope(params, ""), "decoder", self._join(params, pooled))
+        return _linear(_Scope(params, ""), "decoder", self._join(params, pooled)), statistics
 
     def block(
         self,
@@ -361,7 +383,8 @@ class SequenceModel:
             new.append(state)
             x = self.finish(block.leaves(""), y[..., None, :], x, None)
             x = x if self.prenorm else self._norm(block, x, None, None, {})
-        return _linear(_Scope(params, ""), "decoder", x[..., 0, :]), new
+        y, _ = self.decode(params, x, None)  # of one sample: its mean or last is itself
+        return (y[..., 0, :] if self.pooling == "none" else y), new
 
     def check_samples(self, inputs: Array, targets: Array | None = None, lengths: Any = None) -> None:
         """Raise ValueError where samples are none of this model's: shapes, tokens, class numbers, valid lengths.

@@ -20,10 +20,12 @@ from ..products import FULL, Products
 
 MODELS: dict[str, ptd.SequenceModel] = {
     "s5-batch-norm": ptd.SequenceModel(
-        ptd.S5(6, 4, bidirectional=True), 2, 3, 4, norm="batch", activation="half_glu2", dropout=0.1
+        ptd.S5(6, 4, bidirectional=True), 2, 3, 4, norm="batch", activation="half_glu2", dropout=0.1, final_norm=True
     ),
     "s4d-post-norm": ptd.SequenceModel(ptd.S4D(6, 4), 2, 3, 4, prenorm=False, activation="full_glu", residual=False),
-    "dss-tokens": ptd.SequenceModel(ptd.DSS(6, 4), 1, 9, 4, encoder="embedding", pooling="last", activation="gelu"),
+    "dss-tokens": ptd.SequenceModel(
+        ptd.DSS(6, 4), 1, 9, 4, encoder="embedding", pooling="last", activation="gelu", final_norm=True
+    ),
     "s4-every-step": ptd.SequenceModel(ptd.S4(6, 4), 1, 3, 4, norm="none", pooling="none"),
 }
 #: Pairs of stored integers, as the Retrieval task's and pixels' are; it has the one clause of its own.
