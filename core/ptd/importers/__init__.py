@@ -12,12 +12,26 @@ from collections.abc import Callable
 
 from .arrays import places
 from .files import read
-from .s5_flax import s5
+from .minimal_lru import lru, lru_classifier
+from .s5_flax import s5, s5_classifier
+from .s5_torch import s5_pytorch
 
-__all__ = ["IMPORTERS", "SIGNS", "places", "read", "s5"]
+__all__ = ["IMPORTERS", "SIGNS", "lru", "lru_classifier", "places", "read", "s5", "s5_classifier", "s5_pytorch"]
 
 #: What can be imported, by name.
-IMPORTERS: dict[str, Callable] = {"s5": s5}
+IMPORTERS: dict[str, Callable] = {
+    "s5": s5,
+    "s5_classifier": s5_classifier,
+    "s5_pytorch": s5_pytorch,
+    "lru": lru,
+    "lru_classifier": lru_classifier,
+}
 
 #: Of each the names by which its arrays are found in a checkpoint, from its prefix on.
-SIGNS: dict[str, tuple[str, ...]] = {"s5": ("Lambda_re", "Lambda_im", "B", "D", "log_step")}
+SIGNS: dict[str, tuple[str, ...]] = {
+    "s5": ("Lambda_re", "Lambda_im", "B", "D", "log_step"),
+    "s5_classifier": ("encoder/layers_0/seq/Lambda_re", "encoder/encoder/kernel"),
+    "s5_pytorch": ("Lambda", "B", "C", "D", "log_step"),
+    "lru": ("nu_log", "theta_log", "gamma_log"),
+    "lru_classifier": ("encoder/layers_0/seq/nu_log", "encoder/encoder/kernel"),
+}

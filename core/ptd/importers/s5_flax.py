@@ -12,7 +12,9 @@ from .. import checks
 from ..arrays import from_pair
 from ..initialization import Leaves
 from ..layers import S5
+from ..model import SequenceModel
 from .arrays import leaves_of, take, under, unit_of_time, upper_half
+from .flax_stack import FlaxStack
 
 
 def s5(
@@ -109,3 +111,74 @@ def upper_half_of(Lambda: NDArray, B: NDArray, C: NDArray) -> tuple[NDArray, NDA
     """upper_half for B (P, H) and C (H, P) or (H, 2 P)."""
     Lambda_upper, rows, *columns = upper_half(Lambda, B.T, *np.split(C, C.shape[-1] // len(Lambda), axis=-1))
     return Lambda_upper, rows.T, np.concatenate(columns, axis=-1)
+
+
+def s5_classifier(
+    arrays: Mapping[str, Any],
+    prefix: str = "",
+    *,
+    activation: str = "gelu",
+    dropout: float = 0.2,
+    mode: str = "pool",
+    prenorm: bool = False,
+    batchnorm: bool = False,
+    bn_momentum: float = 0.9,
+    padded: bool = True,
+    tokens: bool = False,
+    approximate_norm: bool = False,
+    conj_sym: bool = True,
+    discretization: str = "zoh",
+    clip_eigs: bool = False,
+    step_rescale: float = 1.0,
+) -> tuple[SequenceModel, Leaves]:
+    """A ClassificationModel or RetrievalModel of lindermanlab/S5, whose decoder tells which.
+
+    Blocks are ours: norm, S5, gate of gelu's tanh form, residual. The original ends in a log-softmax, ours in what goes
+    into it. Kernels of Dense are transposed. In a RetrievalModel the second half of the batch holds the partners of the
+    first; ours takes (..., 2, L). Layers as by s5.
+
+    Args:
+        arrays: the checkpoint: params and, with batch norm, batch_stats.
+        prefix: where "encoder" and "decoder" are.
+        activation, dropout, mode, prenorm, batchnorm, bn_momentum: as the original was built.
+        padded: whether it was given sequences of several lengths. The original's layers then read the padding, which
+            tells in a bidirectional model alone; ours begins the reversed run at each sequence's end, so that such a
+            model is refused. Pass False for sequences of one length, or to have it so.
+        tokens: inputs were one-hot rows, of which the model shall take the numbers.
+        approximate_norm: with batchnorm=False, accept layer norms with 1e-5 under the root in place of 1e-6.
+        conj_sym, discretization, clip_eigs, step_rescale: as in s5.
+
+    Returns:
+        The model and its leaves, float64.
+
+    Raises:
+        ValueError: names, shapes or options do not fit each other, or ours would differ.
+
+    >>> s5_classifier({}, mode="max")
+    Traceback (most recent call last):
+    ValueError: mode: expected one of 'last', 'pool', got 'max'
+    """
+    stack = FlaxStack(
+        norm_name="norm",
+        activation=activation,
+        prenorm=prenorm,
+        batchnorm=batchnorm,
+        dropout=dropout,
+        pooling=_pooling(mode),
+        norm_momentum=bn_momentum,
+        tokens=tokens,
+        approximate_norm=approximate_norm,
+    )
+    of_layer: dict[str, Any] = {"conj_sym": conj_sym, "discretization": discretization}
+    of_layer |= {"clip_eigs": clip_eigs, "step_rescale": step_rescale}
+    model, leaves = stack.read(arrays, prefix, lambda place: s5(arrays, place, **of_layer))
+    checks.boolean("padded", padded)
+    if padded and model.layer.bidirectional:
+        remedy = "padded=False has it begin at each sequence's end, the same where all are of one length"
+        raise checks.fail("padded", "False: the original's reversed run begins in the padding", True, remedy)
+    return model, leaves
+
+
+def _pooling(mode: str) -> str:
+    checks.choice("mode", mode, ("pool", "last"))
+    return "mean" if mode == "pool" else mode
