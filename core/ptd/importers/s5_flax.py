@@ -101,7 +101,7 @@ def s5_leaves(
     """
     if layer.conj_sym:
         Lambda, B, C = upper_half_of(Lambda, B, C)
-    c = 1.0 if clipped else unit_of_time("Lambda_re", Lambda)
+    c = 1.0 if clipped else unit_of_time("Lambda", Lambda)
     readouts = dict(zip(layer._C_names(), np.split(C, C.shape[-1] // len(Lambda), axis=-1), strict=True))
     real = {"D": D, "log_step": log_step - np.log(c)}
     return leaves_of(layer, real, Lambda=Lambda * c, B=B * c, **readouts)
