@@ -96,6 +96,12 @@ def take(arrays: Mapping[str, Any], prefix: str, axes: Mapping[str, str]) -> dic
     return {name: _fitting(name, found[name], letters, sizes) for name, letters in axes.items()}
 
 
+def two_readouts(names: Mapping[str, Any], Lambda: str) -> bool:
+    """Whether C has twice as many columns as Lambda, called so, has modes: of the run forth and of the one back."""
+    C, modes = np.shape(names.get("C", ())), np.shape(names.get(Lambda, ()))
+    return len(C) > 1 and len(modes) == 1 and C[1] == 2 * modes[0]
+
+
 def _fitting(name: str, value: Any, letters: str, sizes: dict[str, tuple[int, str]]) -> NDArray:
     """One array with the axes in letters, whose sizes are kept with the name that set them."""
     kind = np.complex128 if letters.startswith("complex") else np.float64

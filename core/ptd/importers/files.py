@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,13 +66,14 @@ def _torch(path: Path) -> Any:
     except ImportError as error:
         raise _without("torch", path) from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of pickle protocols: errors follow
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "weights_only" not in str(error).lower():
             raise _damaged(path, error) from error
         remedy = "torch would run its code to read them: load it in its own program and save model.state_dict()"
         raise checks.fail("path", "tensors alone", f"{path.name} with Python objects", remedy) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever bytes that are none of its kind lead to
         raise _damaged(path, error) from error
 
 

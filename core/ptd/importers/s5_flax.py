@@ -13,7 +13,7 @@ from ..arrays import from_pair
 from ..initialization import Leaves
 from ..layers import S5
 from ..model import SequenceModel
-from .arrays import leaves_of, take, under, unit_of_time, upper_half
+from .arrays import leaves_of, take, two_readouts, under, unit_of_time, upper_half
 from .flax_stack import FlaxStack
 
 
@@ -74,9 +74,7 @@ def _axes(names: Mapping[str, Any]) -> dict[str, str]:
     system = {"Lambda_re": "P", "Lambda_im": "P", "B": "P H 2", "D": "H", "log_step": "P 1"}
     if "C1" in names:
         return system | {"C1": "H P 2", "C2": "H P 2"}
-    C = np.shape(names.get("C", ()))
-    joint = C[1:2] == (2 * np.size(names.get("Lambda_re", ())),)
-    return system | {"C": "H 2P 2" if joint else "H P 2"}
+    return system | {"C": "H 2P 2" if two_readouts(names, "Lambda_re") else "H P 2"}
 
 
 def s5_leaves(

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from .. import checks
 from ..arrays import from_pair
 from ..initialization import Leaves
 from ..layers import S5
-from .arrays import take, under
+from .arrays import take, two_readouts, under
 from .s5_flax import s5_leaves
 
 
@@ -54,7 +52,7 @@ def s5_pytorch(
     if {"BH", "BP", "CH", "CP"} <= names.keys():
         remedy = "pass B = BP BH^T and C = CH^T CP in their place"
         raise checks.fail("prefix", "B and C", f"their factors BH, BP, CH, CP at {prefix!r} (factor_rank)", remedy)
-    two = np.shape(names.get("C", ()))[1:] == (2 * np.size(names.get("Lambda", ())),)
+    two = two_readouts(names, "Lambda")
     C_axes = "complex H 2P" if two else "complex H P"
     axes = {"Lambda": "complex P", "B": "P H 2", "C": C_axes, "D": "H", "log_step": "P"}
     found = take(arrays, prefix, axes)
