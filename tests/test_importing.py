@@ -344,6 +344,9 @@ def test_without_a_source_the_command_lists_arrays_and_what_they_might_be(checkp
         (["--source", "s5", "--option", "conj_sym=0"], "option conj_sym: expected true or false, got '0'"),
         (["--source", "s5", "--option", "step_rescale=x"], "option step_rescale: expected a value of type float"),
         (["--option", "conj_sym=true"], "source: expected one of .*; pass --source"),
+        (["--out", "ours.safetensors"], "source: expected one of .*; pass --source"),
+        (["--source", "s5"], "out: expected a file to write, got none"),
+        (["--source", "s5", "--out", "./trained.npz"], "out: expected a file to write, got the checkpoint itself"),
     ],
 )
 def test_the_command_names_what_is_wrong_with_its_options(checkpoint: str, arguments: list[str], message: str) -> None:

@@ -21,7 +21,7 @@ def command(
         Path, typer.Argument(help="the checkpoint: .safetensors, .npz, .pt, .pth, .ckpt, .bin or .msgpack")
     ],
     source: Annotated[str | None, typer.Option(help="what it holds; without it, say what might fit")] = None,
-    out: Annotated[Path, typer.Option(help="the file to write, which ptd.load reads")] = Path("model.safetensors"),
+    out: Annotated[Path | None, typer.Option(help="the file to write, which ptd.load reads")] = None,
     prefix: Annotated[str, typer.Option(help="where its names begin, as encoder/layers_0/seq")] = "",
     option: Annotated[list[str] | None, typer.Option(help="how the original was built, as conj_sym=false")] = None,
 ) -> None:
@@ -29,15 +29,18 @@ def command(
     from ..console import Lines
 
     console = Lines()
-    if source is None and option:
-        raise checks.fail("source", f"one of {', '.join(IMPORTERS)} for --option", "none", "pass --source")
-    arrays = read(file)
     if source is None:
-        for line in contents(arrays):
+        if option or out:
+            raise checks.fail("source", f"one of {', '.join(IMPORTERS)}", "none", "pass --source")
+        for line in contents(read(file)):
             console.say(line)
         return
     checks.choice("source", source, IMPORTERS)
-    description, leaves = IMPORTERS[source](arrays, prefix, **options(IMPORTERS[source], option or []))
+    keywords = options(IMPORTERS[source], option or [])
+    if out is None or out.resolve() == file.resolve():
+        got = "none" if out is None else f"the checkpoint itself, {out}"
+        raise checks.fail("out", "a file to write", got, "pass --out imported.safetensors")
+    description, leaves = IMPORTERS[source](read(file), prefix, **keywords)
     save(out, description, leaves)
     console.say(f"wrote {out}: {description}")
 
