@@ -175,16 +175,30 @@ def test_a_wrong_prefix_is_answered_with_the_right_ones() -> None:
     [
         (
             {},
-            "batchnorm: expected True: layer norm adds 1e-6 to variances, ours 1e-5, got False; approximate_norm=True",
+            "norm: expected batch norm: .* adds 1e-6 to variances, ours 1e-5, got layer norm; approximate_norm=True",
         ),
         ({"approximate_norm": True}, "activation: expected no map for 'gelu', got out2"),
-        ({"approximate_norm": True, "activation": "half_glu1"}, "batchnorm: expected .*, got some"),
+        (
+            {"approximate_norm": True, "activation": "half_glu1"},
+            "norm: expected batch_stats with batch norm, .*, got some at",
+        ),
         ({"batchnorm": True, "activation": "half_glu1"}, "padded: expected False: .* begins in the padding, got True"),
     ],
 )
 def test_options_that_cannot_be_those_of_a_classifier_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         importers.s5_classifier(original("s5_classifier_half_glu1").arrays, **options)
+
+
+def test_a_unit_with_layer_norm_is_refused_like_s5() -> None:
+    with pytest.raises(ValueError, match="norm: expected batch norm: "):
+        importers.lru_classifier(original("lru_classifier").arrays, norm="layer")
+
+
+def test_batch_norm_without_its_statistics_is_refused() -> None:
+    arrays = {name: value for name, value in original("lru_classifier").arrays.items() if "batch_stats" not in name}
+    with pytest.raises(ValueError, match="got none at 'batch_stats/encoder/layers_0/normalization'; pass params and"):
+        importers.lru_classifier(arrays)
 
 
 @pytest.mark.parametrize(

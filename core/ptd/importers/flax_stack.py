@@ -50,7 +50,8 @@ class FlaxStack:
             checks.boolean(name, getattr(self, name))
         if not self.batchnorm and not self.approximate_norm:
             remedy = "approximate_norm=True accepts it; each norm is then off by 4.5e-6 of itself at variance 1"
-            raise checks.fail("batchnorm", "True: layer norm adds 1e-6 to variances, ours 1e-5", False, remedy)
+            expected = "batch norm: the original's layer norm adds 1e-6 to variances, ours 1e-5"
+            raise checks.fail("norm", expected, "layer norm", remedy)
 
     def read(self, arrays: Mapping[str, Any], prefix: str, layer_at: LayerAt) -> tuple[SequenceModel, Leaves]:
         """The model below a prefix, its layers read by layer_at at theirs, and its leaves."""
@@ -115,7 +116,7 @@ class FlaxStack:
         if bool(statistics) != self.batchnorm:
             got = f"{'some' if statistics else 'none'} at 'batch_stats/{norm}'"
             wanted = "batch_stats with batch norm, none with layer norm"
-            raise checks.fail("batchnorm", wanted, got, "pass both params and batch_stats, or the other norm")
+            raise checks.fail("norm", wanted, got, "pass params and batch_stats, or choose the other norm")
         if self.batchnorm:
             moments = take(arrays, f"batch_stats/{norm}", dict.fromkeys(STATISTICS, "H"))
             leaves |= {f"norm.{name}": value for name, value in moments.items()}
