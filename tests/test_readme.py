@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from flax import serialization
+from originals import model_error, original
 
 import ptd
 from ptd_conformance import record, report
@@ -16,12 +18,15 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_examples_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    source = original("s5_classifier_half_glu1")
+    Path("trained.msgpack").write_bytes(serialization.msgpack_serialize(source.arrays))
     namespace: dict = {}
     for example in re.findall(r"```python\n(.*?)```", TEXT, re.S):
         exec(compile(example, "README.md", "exec"), namespace)
     assert namespace["y"].shape == (8, 100, 64)
     assert namespace["loss"].item() < 0.5  # guessing gives log 2
     assert ptd.load("model.safetensors")[0] == namespace["model"]
+    assert model_error(*ptd.load("imported.safetensors"), source, source.u) < 1
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", TEXT))))

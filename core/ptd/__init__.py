@@ -8,7 +8,7 @@
 (7, 2)
 """
 
-from . import discretization, hippo, modes, transfer
+from . import discretization, hippo, importers, modes, transfer
 from .initialization import initialize
 from .inputs import Input
 from .layers import DSS, S4, S4D, S5, Layer
@@ -37,6 +37,7 @@ __all__ = [
     "backends",
     "discretization",
     "hippo",
+    "importers",
     "initialize",
     "load",
     "modes",
