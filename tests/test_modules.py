@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mlx.core as mx
 import mlx.nn
 import mlx.utils
 import numpy as np
@@ -19,6 +20,7 @@ from user_loops import RULE, Jax, Mlx, Torch, U
 import ptd
 from ptd.contract import Unsupported
 from ptd.model import Training, is_statistic
+from ptd_torch.adamw import AdamW
 
 BATCH_NORM = ptd.SequenceModel(ptd.S5(6, 4), 2, 3, 4, norm="batch", norm_momentum=0.7)
 DROPOUT = dataclasses.replace(BATCH_NORM, dropout=0.3)
@@ -120,6 +122,28 @@ def test_gradients_move_the_statistics_as_the_pass_does(framework):
 def test_loop_lowers_the_loss(framework):
     losses = framework.train(framework.module(DROPOUT, leaves(DROPOUT)), 40)
     assert np.mean(losses[-5:]) < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 3])
+def test_schedule_is_that_of_every_learner_and_of_the_groups(warmup_steps):
+    """Under a gradient that stays the same Adam's update is the rate."""
+    rule = ptd.Optimizer(lr=0.5, total_steps=9, warmup_steps=warmup_steps)
+    expected = [0.5 * rule.schedule(step) for step in range(11)]
+    one = {"D": np.ones(1, np.float32)}
+    adamw = AdamW(rule, {"D": torch.zeros(1)})
+    close([adamw.rates(torch.tensor(step))[0] for step in range(11)], expected, 1e-6)
+    transform, moved = Jax.be.parameter_groups(None, rule), []
+    state = transform.init(one)
+    for _ in range(11):
+        update, state = transform.update(one, state, one)
+        moved.append(-float(update["D"][0]))
+    close(moved, expected, 1e-5)
+    groups, leaf, moved = Mlx.be.parameter_groups(None, rule), {"D": mx.zeros(1)}, []
+    groups.init(leaf)
+    for _ in range(11):
+        before, leaf = leaf, groups.apply_gradients({"D": mx.ones(1)}, leaf)
+        moved.append((before["D"] - leaf["D"]).item())
+    close(moved, expected, 1e-5)
 
 
 def test_first_step_moves_each_leaf_at_the_rate_of_its_group(framework):

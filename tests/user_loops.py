@@ -36,11 +36,13 @@ class Torch:
 
     def train(self, module, steps):
         optimizer, losses = torch.optim.AdamW(self.be.parameter_groups(module, RULE)), []
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, RULE.schedule)
         for _ in range(steps):
             optimizer.zero_grad()
             loss = self.loss(module)
             loss.backward()
             optimizer.step()
+            rates.step()
             losses.append(loss.item())
         return losses
 

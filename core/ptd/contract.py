@@ -172,8 +172,9 @@ class Backend(Protocol):
     def parameter_groups(self, module: Any, optimizer: Optimizer) -> Any:
         """What trains each leaf of a module as optimizer says of its name, in a loop of the user's own.
 
-        In torch the groups that torch.optim takes, at peak rates: the schedule is the loop's. AdamW with the schedule
-        in jax, an optax.GradientTransformation, and in mlx, an mlx.optimizers.MultiOptimizer. Frozen leaves stay.
+        In torch the groups that torch.optim takes, at peak rates: the schedule is the loop's, by
+        torch.optim.lr_scheduler.LambdaLR(adamw, optimizer.schedule). AdamW with the schedule in jax, an
+        optax.GradientTransformation, and in mlx, an mlx.optimizers.MultiOptimizer. Frozen leaves stay.
 
         Args:
             module: one of `module`, or a framework's own that contains some; leaves of other names train at lr. Optax

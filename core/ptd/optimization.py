@@ -72,6 +72,21 @@ class Optimizer:
         if isinstance(self.frozen, str):  # "Lambda" would freeze every leaf named by one of its substrings
             raise checks.fail("frozen", "a tuple of leaf names", repr(self.frozen), f"pass ({self.frozen!r},)")
 
+    def schedule(self, step: int) -> float:
+        """The share of its peak rate at which a leaf takes a step: linear warm-up, then half a cosine to 0.
+
+        Args:
+            step: number of the step, from 0; with a warm-up that one is at rate 0.
+
+        >>> rule = Optimizer(lr=4e-3, total_steps=6, warmup_steps=2)
+        >>> [round(rule.schedule(step), 3) for step in range(7)]
+        [0.0, 0.5, 1.0, 0.854, 0.5, 0.146, 0.0]
+        """
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        done = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+
     def groups(self) -> list[Group]:
         """Every group that a leaf of some name may belong to.
 
