@@ -11,10 +11,11 @@ rest are keywords, whose defaults are those of the original's constructor. Impor
 from collections.abc import Callable
 
 from .arrays import places
-from .dss import dss
+from .dss_kernel import dss
 from .files import read
 from .minimal_lru import lru, lru_classifier
-from .s4 import s4, s4_v3
+from .s4_kernel import s4
+from .s4_kernel_v3 import s4_v3
 from .s4d_minimal import s4d, s4d_classifier
 from .s5_flax import s5, s5_classifier
 from .s5_torch import s5_pytorch
@@ -58,7 +59,7 @@ SIGNS: dict[str, tuple[str, ...]] = {
     "lru": ("nu_log", "theta_log", "gamma_log"),
     "lru_classifier": ("encoder/layers_0/seq/nu_log", "encoder/encoder/kernel"),
     "s4": ("kernel/inv_dt", "kernel/A_real", "kernel/B", "kernel/C", "D"),
-    "s4_v3": ("kernel/kernel/log_dt", "kernel/kernel/w_imag", "kernel/kernel/B", "kernel/kernel/C", "D"),
+    "s4_v3": ("kernel/kernel/log_dt", "kernel/kernel/B", "kernel/kernel/C", "D"),
     "s4d": ("kernel/log_A_real", "kernel/A_imag", "kernel/log_dt", "D"),
     "s4d_classifier": ("s4_layers/0/kernel/log_A_real", "norms/0/weight", "encoder/weight", "decoder/weight"),
     "dss": ("kernel/W", "kernel/log_dt", "D"),

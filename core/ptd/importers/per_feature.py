@@ -116,7 +116,8 @@ def low_rank_layer(
 def _rows_over(C: Complex, matrix: Complex) -> Complex:
     """C matrix^-1 for rows C (..., H, N) of one mode of each pair and matrices (H, 2N, 2N) on (x, conj x)."""
     both = np.concatenate([C, np.conj(C)], axis=-1)
-    return np.linalg.solve(np.swapaxes(matrix, -1, -2), both[..., None])[..., : C.shape[-1], 0]
+    found: Complex = np.linalg.solve(np.swapaxes(matrix, -1, -2), both[..., None])
+    return found[..., : C.shape[-1], 0]
 
 
 def one_later(C: Complex, lead: Complex, B_bar: Complex, D: Real, weight: float) -> tuple[Complex, Real]:

@@ -1,4 +1,4 @@
-"""Checkpoints of state-spaces/s4, versions 4 and 3: the diagonal kernel (S4D) and the diagonal-plus-low-rank one (S4)."""
+"""Checkpoints of state-spaces/s4, version 4: the diagonal kernel (S4D) and the diagonal-plus-low-rank one (S4)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..arrays import from_pair
 from ..initialization import Leaves
 from ..layers import S4, S4D
 from .arrays import take, under
-from .dss import softmax_scale
+from .dss_kernel import softmax_scale
 from .per_feature import diagonal_layer, low_rank_layer, per_copy, without_output
 
 #: Positive numbers from stored ones; the original adds 1e-4 to relu.
@@ -26,21 +26,19 @@ TRANSFORMS: dict[str, Callable[[NDArray], NDArray]] = {
     "softplus": lambda x: np.logaddexp(x, 0),
 }
 DISCRETIZATIONS = ("zoh", "bilinear", "dss")
-#: Names of version 3 and what they became; Im Lambda changed its sign.
-V3 = {"log_dt": "inv_dt", "inv_w_real": "A_real", "log_w_real": "A_real", "w_imag": "A_imag", "L": "l_kernel"}
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the arrays of a kernel do not tell."""
+class KernelOptions:
+    """What the arrays of a kernel do not tell; see s4."""
 
-    disc: str
-    dt_transform: str
-    real_transform: str
-    imag_transform: str
-    dt_fast: bool
-    bandlimit: float | None
-    kernel_length: int | None
+    disc: str = "zoh"
+    dt_transform: str = "exp"
+    real_transform: str = "exp"
+    imag_transform: str = "none"
+    dt_fast: bool = False
+    bandlimit: float | None = None
+    kernel_length: int | None = None
 
     def __post_init__(self) -> None:
         checks.choice("disc", self.disc, DISCRETIZATIONS)
@@ -71,9 +69,9 @@ def s4(
     the S systems; one of them makes the layer shared. Of S4 (always bilinear), C is tuned to a length there,
     C (I - A_bar^l_kernel), and is solved for; l_max, the length at which kernels were cut off, is no property of ours:
     equal up to it. Steps per mode (dt_tie=False) and frequencies above bandlimit go into Lambda, B and C; a real system
-    (is_real) has Im Lambda = 0, still with the factor 2. The reversed direction starts one sample later there: C_reverse
-    holds C A_bar^-1, and D takes its first term off, which is exact. Where Re Lambda is above -1e-4 time is measured
-    in another unit, as in s5. What follows (activation, output_linear) is left behind.
+    (is_real) has Im Lambda = 0, still with the factor 2. The reversed direction starts one sample later there:
+    C_reverse holds C A_bar^-1, and D takes its first term off, which is exact. Where Re Lambda is above -1e-4 time is
+    measured in another unit, as in s5. What follows (activation, output_linear) is left behind.
 
     Args:
         arrays: the checkpoint: D (1, H), kernel.inv_dt (H, 1), kernel.A_real, kernel.A_imag (S, N/2), kernel.B
@@ -92,75 +90,38 @@ def s4(
         ValueError: names, shapes or options do not fit, Re Lambda >= 0, or ours has no such layer: several channels, a
             rank above 2, S4 with a step per mode.
 
-    >>> kernel = {"inv_dt": [[-3.0]], "A_real": [[0.0]], "A_imag": [[3.0]], "B": [[[[1.0, 0.5]]]], "C": [[[[1.0, 2.0]]]]}
-    >>> layer, leaves = s4({"D": [[0.5]], "kernel": kernel})
+    >>> kernel = {"inv_dt": [[-3.0]], "A_real": [[0.0]], "A_imag": [[3.0]], "B": [[[[1.0, 0.5]]]]}
+    >>> layer, leaves = s4({"D": [[0.5]], "kernel": kernel | {"C": [[[[1.0, 2.0]]]]}})
     >>> layer.kind, leaves["Lambda_im"].tolist(), leaves["C_im"].tolist()
     ('s4d', [3.0], [[-2.0]])
     """
-    options = Options(disc, dt_transform, real_transform, imag_transform, dt_fast, bandlimit, kernel_length)
-    return _layer(_take(arrays, prefix, "kernel"), options)
+    options = KernelOptions(disc, dt_transform, real_transform, imag_transform, dt_fast, bandlimit, kernel_length)
+    return layer_of_kernel(_take(arrays, prefix), options)
 
 
-def s4_v3(
-    arrays: Mapping[str, Any],
-    prefix: str = "",
-    *,
-    disc: str = "bilinear",
-    real_transform: str = "exp",
-    bandlimit: float | None = None,
-) -> tuple[S4D | S4, Leaves]:
-    """The system of an S4 of version 3 (real and imaginary parts of Lambda apart), as by s4.
-
-    Its names are others, Im Lambda has the opposite sign, and steps are always exp(log_dt).
-
-    Args:
-        arrays: the checkpoint: D, kernel.kernel.log_dt (H,), kernel.kernel.log_w_real or inv_w_real, w_imag, B, C, and
-            of S4 P and L, shaped as in s4.
-        prefix: where they are, as "model.layers.0.layer".
-        disc, bandlimit: as in s4.
-        real_transform: real_type there.
-
-    Returns:
-        The layer and its leaves, float64.
-
-    Raises:
-        ValueError: as in s4.
-
-    >>> kernel = {"log_dt": [-3.0], "log_w_real": [[0.0]], "w_imag": [[3.0]], "B": [[[[1.0, 0.5]]]]}
-    >>> layer, leaves = s4_v3({"D": [[0.5]], "kernel.kernel": kernel | {"C": [[[[1.0, 2.0]]]]}})
-    >>> layer.discretization, leaves["Lambda_im"].tolist(), leaves["C_im"].tolist()
-    ('bilinear', [3.0], [[2.0]])
-    """
-    options = Options(disc, "exp", real_transform, "none", False, bandlimit, None)
-    found = {V3.get(name, name): value for name, value in _take(arrays, prefix, "kernel/kernel").items()}
-    found |= {"inv_dt": found["inv_dt"][:, None]}
-    return _layer(found | {"A_imag": -found["A_imag"]} if "A_imag" in found else found, options)
-
-
-def _take(arrays: Mapping[str, Any], prefix: str, kernel: str) -> dict[str, NDArray]:
+def _take(arrays: Mapping[str, Any], prefix: str) -> dict[str, NDArray]:
     """D and the kernel's arrays by their own names."""
-    names = {name.removeprefix(f"{kernel}/"): value for name, value in under(arrays, prefix).items()}
-    v3 = kernel == "kernel/kernel"
-    pair = " 2" if "A_imag" in names or "w_imag" in names or np.ndim(names.get("C")) == 4 else ""
-    dt = np.shape(names.get("inv_dt", ()))
-    axes = {"A_real": "S N", "B": f"1 S N{pair}", "C": f"Ch H N{pair}"}
+    names = {name.removeprefix("kernel/"): value for name, value in under(arrays, prefix).items()}
+    pair = " 2" if "A_imag" in names or len(np.shape(names.get("C", ()))) == 4 else ""
+    axes = {"A_real": "S N", "B": f"1 S N{pair}", "C": f"Directions H N{pair}"}
     axes |= {"A_imag": "S N"} if pair else {}
-    axes |= {"inv_dt": "H 1" if dt[1:] == (1,) else "H N"}
-    axes |= {"P": "R S N 2", "l_kernel": ""} if "P" in names else {}
-    if v3:
-        stored = "inv_w_real" if "inv_w_real" in names else "log_w_real"
-        back = {new: old for old, new in V3.items()} | {"A_real": stored}
-        axes = {back.get(name, name): letters for name, letters in axes.items()} | {"log_dt": "H"}
-    wanted = {"D": "Channels H"} | {f"{kernel}/{name}": letters for name, letters in axes.items()}
+    axes |= {"inv_dt": "H 1" if np.shape(names.get("inv_dt", ()))[1:] == (1,) else "H N"}
+    axes |= {"P": "Rank S N 2", "l_kernel": ""} if "P" in names else {}
+    return take_kernel(arrays, prefix, "kernel", axes)
+
+
+def take_kernel(arrays: Mapping[str, Any], prefix: str, place: str, axes: Mapping[str, str]) -> dict[str, NDArray]:
+    """D (channels, H) below the prefix and the arrays of axes at the kernel's place below it, by their own names."""
+    wanted = {"D": "Channels H"} | {f"{place}/{name}": letters for name, letters in axes.items()}
     found = take(without_output(arrays, prefix), prefix, wanted)
-    return {name.removeprefix(f"{kernel}/"): value for name, value in found.items()}
+    return {name.removeprefix(f"{place}/"): value for name, value in found.items()}
 
 
-def _layer(found: dict[str, NDArray], options: Options) -> tuple[S4D | S4, Leaves]:
+def layer_of_kernel(found: Mapping[str, NDArray], options: KernelOptions) -> tuple[S4D | S4, Leaves]:
     """The layer from the kernel's arrays, named as in version 4."""
     if len(found["D"]) != 1 or len(found["C"]) > 2:
-        got = f"D with {len(found['D'])} and C with {len(found['C'])}"
-        raise checks.fail("prefix", "one channel, in one or two directions", got, "every channel is a layer: split them")
+        got = f"D with {len(found['D'])} rows and C with {len(found['C'])}"
+        raise checks.fail("prefix", "one channel, in one or two directions", got, "import every channel by itself")
     D, H = found["D"][0], found["D"].shape[1]
     Lambda = -TRANSFORMS[options.real_transform](found["A_real"]) + 0j
     paired = "A_imag" in found
@@ -186,11 +147,12 @@ def _layer(found: dict[str, NDArray], options: Options) -> tuple[S4D | S4, Leave
 
 
 def _low_rank(
-    found: dict[str, NDArray], Lambda: NDArray, B: NDArray, C: NDArray, D: NDArray, dt: NDArray
+    found: Mapping[str, NDArray], Lambda: NDArray, B: NDArray, C: NDArray, D: NDArray, dt: NDArray
 ) -> tuple[S4, Leaves]:
     if len(found["P"]) > 2:
         raise checks.fail("P", "rank 1 or 2", len(found["P"]), "HiPPO matrices need no more")
     if dt.shape[1] > 1:
-        raise checks.fail("inv_dt", "one step per feature with a low-rank term", f"{dt.shape[1]} (dt_tie=False)")
+        expected = "one step per feature with a low-rank term"
+        raise checks.fail("inv_dt", expected, f"{dt.shape[1]} (dt_tie=False)", "S4D may have more")
     P = per_copy(np.moveaxis(from_pair(found["P"]), 0, -1), len(D))
     return low_rank_layer(Lambda, P, B, C, D, np.log(dt[:, 0]), int(found["l_kernel"]))

@@ -60,7 +60,7 @@ def dss(
     if version == "softmax":
         checks.positive_integer("kernel_length", kernel_length)
     names = under(arrays, prefix)
-    axes = {"W": "Directions H N 2", "log_dt": "H 2" if np.ndim(names.get("kernel/log_dt")) == 2 else "H"}
+    axes = {"W": "Directions H N 2", "log_dt": "H 2" if len(np.shape(names.get("kernel/log_dt", ()))) == 2 else "H"}
     found = take(
         without_output(arrays, prefix),
         prefix,
@@ -70,7 +70,7 @@ def dss(
     W = from_pair(found["W"])
     if len(W) > 2:
         raise checks.fail("W", "one channel, in one or two directions", f"{len(W)} channels", "split them")
-    Lambda, log_dt = _Lambda(found, max_real_Lambda), found["log_dt"]
+    Lambda, log_dt = _Lambda(found, max_real_Lambda if version.startswith("clip") else np.inf), found["log_dt"]
     log_step, turn = (log_dt[:, 0], np.exp(log_dt[:, 1] - log_dt[:, 0])) if log_dt.ndim == 2 else (log_dt, None)
     own = Lambda.real + 1j * Lambda.imag * (1.0 if turn is None else turn[:, None])
     weights = W * _gain(version, Lambda, own * np.exp(log_step)[:, None], kernel_length, epsilon)
@@ -88,9 +88,9 @@ def _Lambda_axes(version: str) -> dict[str, str]:
     return {"Lambda_log_neg_re": "N", "Lambda_log_im" if version == "exp-re-im" else "Lambda_im": "N"}
 
 
-def _Lambda(found: Mapping[str, NDArray], max_real_Lambda: float) -> NDArray[np.complex128]:
+def _Lambda(found: Mapping[str, NDArray], largest: float) -> NDArray[np.complex128]:
     if "Lambda" in found:
-        return np.minimum(found["Lambda"][:, 0], max_real_Lambda) + 1j * found["Lambda"][:, 1]
+        return np.minimum(found["Lambda"][:, 0], largest) + 1j * found["Lambda"][:, 1]
     imaginary = found["Lambda_im"] if "Lambda_im" in found else np.exp(found["Lambda_log_im"])
     return -np.exp(found["Lambda_log_neg_re"]) + 1j * imaginary
 
@@ -117,7 +117,7 @@ def _leaves(layer: DSS | S4D, Lambda: NDArray, weights: NDArray, D: NDArray, log
     Lambda, log_step = Lambda * c, log_step - np.log(c)
     Lambda_bar, gain = zoh(Lambda, np.exp(log_step)[:, None])
     if layer.bidirectional:
-        weights, D = one_later(weights, weights[1] / Lambda_bar, np.ones(1), D, layer.weight)
+        weights, D = one_later(weights, weights[1] / Lambda_bar, np.ones_like(gain), D, layer.weight)
     systems = {"Lambda": Lambda} if isinstance(layer, DSS) else {"Lambda": Lambda, "B": np.ones_like(Lambda)}
     bare = {"Lambda_re": Lambda.real, "Lambda_im": Lambda.imag, "log_step": log_step}
     column = layer.input_column(bare) if isinstance(layer, DSS) else 1.0
