@@ -13,6 +13,7 @@ from scipy.special import erf
 import ptd
 from ptd import importers
 from ptd.importers import SIGNS, places
+from ptd.importers.command import options
 
 L = 17
 SOFTPLUS = {"dt_transform": "softplus", "real_transform": "relu", "imag_transform": "softplus", "dt_fast": True}
@@ -44,9 +45,9 @@ BIDIRECTIONAL = [name for name in LAYERS if "bidirectional" in name]
 
 
 def imported(name: str, **changed: object) -> tuple[ptd.Layer, dict, Original]:
-    importer, options = LAYERS[name]
+    importer, given = LAYERS[name]
     run = original(name)
-    return *importer(run.arrays, **options | changed), run
+    return *importer(run.arrays, **given | changed), run
 
 
 def error(layer: ptd.Layer, leaves: dict, run: Original) -> float:
@@ -157,11 +158,11 @@ def test_copies_of_a_system_side_by_side_are_no_rounding(name: str, monkeypatch:
 
 @pytest.mark.parametrize("name", LOW_RANK)
 def test_a_C_that_stays_tuned_to_a_length_is_no_rounding(name: str) -> None:
-    importer, options = LAYERS[name]
+    importer, given = LAYERS[name]
     run = original(name)
     length = "kernel.kernel.L" if "v3" in name else "kernel.l_kernel"
     assert run.arrays[length] >= L
-    assert error(*importer(run.arrays | {length: np.array(0)}, **options), run) > 100
+    assert error(*importer(run.arrays | {length: np.array(0)}, **given), run) > 100
 
 
 @pytest.mark.parametrize("name", ["s4_diagonal_slow", "s4_low_rank_slow"])
@@ -172,7 +173,7 @@ def test_without_its_unit_of_time_a_slow_mode_would_be_cut_off(name: str, monkey
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "other"),
     [
         ("s4_diagonal_zoh", {"disc": "bilinear"}),
         ("s4_diagonal_zoh", {"dt_transform": "softplus"}),
@@ -188,8 +189,8 @@ def test_without_its_unit_of_time_a_slow_mode_would_be_cut_off(name: str, monkey
         ("dss_clip", {"max_real_Lambda": 0.0}),
     ],
 )
-def test_options_that_the_original_had_otherwise_are_no_rounding(name: str, options: dict) -> None:
-    assert error(*imported(name, **options)) > 100
+def test_options_that_the_original_had_otherwise_are_no_rounding(name: str, other: dict) -> None:
+    assert error(*imported(name, **other)) > 100
 
 
 # --- the classifier of example.py
@@ -197,8 +198,8 @@ def test_options_that_the_original_had_otherwise_are_no_rounding(name: str, opti
 
 def classified(name: str) -> tuple[ptd.SequenceModel, dict, Original]:
     run = original(name)
-    options = {"prenorm": name.endswith("prenorm"), "dropout": 0.1}
-    model, leaves = importers.s4d_classifier(run.arrays, approximate_gelu=True, **options)
+    prenorm = name.endswith("prenorm")
+    model, leaves = importers.s4d_classifier(run.arrays, approximate_gelu=True, prenorm=prenorm)
     return model, leaves, replace(run, y=log_softmax(run.y))
 
 
@@ -240,7 +241,7 @@ def test_a_classifier_that_does_not_fit_is_refused_by_name(change: dict, message
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "options", "message"),
+    ("name", "change", "other", "message"),
     [
         ("s4_diagonal_zoh", {"D": np.ones((2, 4))}, {}, "prefix: expected one channel, .*, got D with 2 rows"),
         ("s4_diagonal_zoh", {"kernel.A_imag": None}, {}, "got no kernel/A_imag at ''"),
@@ -264,11 +265,27 @@ def test_a_classifier_that_does_not_fit_is_refused_by_name(change: dict, message
         ("dss_exp", {}, {"version": "softmax", "kernel_length": L}, "got no kernel/Lambda at ''"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(name: str, change: dict, options: dict, message: str) -> None:
+def test_what_does_not_fit_is_refused_by_name(name: str, change: dict, other: dict, message: str) -> None:
     importer, given = LAYERS[name]
     arrays = {key: value for key, value in (original(name).arrays | change).items() if value is not None}
     with pytest.raises(ValueError, match=message):
-        importer(arrays, **given | options)
+        importer(arrays, **given | other)
+
+
+@pytest.mark.parametrize("name", BIDIRECTIONAL[:2])
+def test_a_reversed_direction_of_a_singular_transition_is_refused(name: str) -> None:
+    arrays = dict(original(name).arrays)
+    arrays["kernel.inv_dt"] = np.zeros((4, 1))
+    arrays["kernel.A_imag"] = np.zeros((1, 3))
+    arrays["kernel.A_real"] = np.full((1, 3), np.log(2.0))  # bilinear with Lambda step = -2: A_bar = 0
+    arrays = {key: np.zeros_like(value) if key == "kernel.P" else value for key, value in arrays.items()}
+    with pytest.raises(ValueError, match="Lambda: expected modes that keep 1/100 over a sample .*, got 1/"):
+        importers.s4(arrays | {"kernel.l_kernel": np.array(0)} if "kernel.P" in arrays else arrays, disc="bilinear")
+
+
+def test_options_of_the_command_are_read_by_their_types() -> None:
+    given = options(importers.s4, ["kernel_length=17", "bandlimit=none", "dt_fast=true", "disc=dss"])
+    assert given == {"kernel_length": 17, "bandlimit": None, "dt_fast": True, "disc": "dss"}
 
 
 def test_copies_that_do_not_divide_the_features_are_refused() -> None:

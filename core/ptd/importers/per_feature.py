@@ -75,7 +75,9 @@ def diagonal_layer(
         C = np.stack(rows)
     if layer.bidirectional:
         Lambda_bar, gain = RULES[discretization](Lambda, np.exp(log_step)[:, None])
-        C, D = one_later(C, C[1] / Lambda_bar, gain * B, D, layer.weight)
+        with np.errstate(divide="ignore", invalid="ignore"):  # one_later refuses such a lead
+            lead = C[1] / Lambda_bar
+        C, D = one_later(C, lead, gain * B, D, layer.weight)
     c = unit_of_time("Lambda", Lambda)
     real = {"D": D, "log_step": log_step - np.log(c)}
     readouts = dict(zip(layer._C_names(), C, strict=True))
@@ -116,8 +118,11 @@ def low_rank_layer(
 def _rows_over(C: Complex, matrix: Complex) -> Complex:
     """C matrix^-1 for rows C (..., H, N) of one mode of each pair and matrices (H, 2N, 2N) on (x, conj x)."""
     both = np.concatenate([C, np.conj(C)], axis=-1)
-    found: Complex = np.linalg.solve(np.swapaxes(matrix, -1, -2), both[..., None])
-    return found[..., : C.shape[-1], 0]
+    try:
+        found = np.linalg.solve(np.swapaxes(matrix, -1, -2), both[..., None])
+    except np.linalg.LinAlgError:  # exactly singular
+        return np.full(C.shape, np.inf + 0j)
+    return np.asarray(found[..., : C.shape[-1], 0], np.complex128)
 
 
 def one_later(C: Complex, lead: Complex, B_bar: Complex, D: Real, weight: float) -> tuple[Complex, Real]:
@@ -136,7 +141,8 @@ def one_later(C: Complex, lead: Complex, B_bar: Complex, D: Real, weight: float)
     Raises:
         ValueError: A_bar is so near singular that lead and D would cancel each other's digits.
     """
-    growth = float(np.abs(lead).max() / np.abs(C[1]).max()) if C[1].any() else 0.0
+    own = np.abs(C[1]).max(axis=-1)
+    growth = float((np.abs(lead).max(axis=-1)[own > 0] / own[own > 0]).max(initial=0.0))
     if not growth <= LARGEST_LEAD:
         expected = f"modes that keep 1/{LARGEST_LEAD:g} over a sample in a bidirectional layer"
         remedy = "its reversed direction starts one sample later than ours, which these modes cannot tell"
