@@ -279,7 +279,7 @@ def test_a_reversed_direction_of_a_singular_transition_is_refused(name: str) -> 
     arrays["kernel.A_imag"] = np.zeros((1, 3))
     arrays["kernel.A_real"] = np.full((1, 3), np.log(2.0))  # bilinear with Lambda step = -2: A_bar = 0
     arrays = {key: np.zeros_like(value) if key == "kernel.P" else value for key, value in arrays.items()}
-    with pytest.raises(ValueError, match="Lambda: expected modes that keep 1/100 over a sample .*, got 1/"):
+    with pytest.raises(ValueError, match=r"Lambda: expected modes that keep 1/100 over a sample .*, got 1/"):
         importers.s4(arrays | {"kernel.l_kernel": np.array(0)} if "kernel.P" in arrays else arrays, disc="bilinear")
 
 
