@@ -145,7 +145,7 @@ def test_a_low_rank_term_that_is_not_conjugated_is_no_rounding(name: str) -> Non
 @pytest.mark.parametrize("name", BIDIRECTIONAL)
 def test_a_reversed_run_from_the_same_sample_on_is_no_rounding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("per_feature", "dss_kernel"):
-        monkeypatch.setattr(f"ptd.importers.{module}.one_later", lambda C, lead, B_bar, D, weight: (C, D))
+        monkeypatch.setattr(f"ptd.importers.{module}.one_later", lambda C, lead, B_bar, D, weight, lag: (C, D))
     assert error(*imported(name)) > 100
 
 
@@ -251,7 +251,12 @@ def test_a_classifier_that_does_not_fit_is_refused_by_name(change: dict, message
         ("s4_diagonal_zoh", {}, {"dt_transform": "none"}, "inv_dt: expected positive steps, got -.*; another dt_tr"),
         ("s4_diagonal_zoh", {}, {"dt_transform": "log"}, "dt_transform: expected one of 'exp'"),
         ("s4_diagonal_zoh", {}, {"real_transform": "none"}, "Lambda: expected Re Lambda < 0"),
-        ("s4_diagonal_bidirectional", {"kernel.A_real": np.full((1, 3), 6.0)}, {}, "Lambda: expected modes that keep"),
+        (
+            "s4_diagonal_bidirectional",
+            {"kernel.A_real": np.full((1, 3), 6.0)},
+            {},
+            "in 4 of 4 features; .*approximate_lag=True",
+        ),
         ("s4_low_rank", {"kernel.P": np.ones((3, 2, 3, 2))}, {}, "P: expected rank 1 or 2, got 3"),
         (
             "s4_low_rank",
@@ -279,8 +284,24 @@ def test_a_reversed_direction_of_a_singular_transition_is_refused(name: str) -> 
     arrays["kernel.A_imag"] = np.zeros((1, 3))
     arrays["kernel.A_real"] = np.full((1, 3), np.log(2.0))  # bilinear with Lambda step = -2: A_bar = 0
     arrays = {key: np.zeros_like(value) if key == "kernel.P" else value for key, value in arrays.items()}
-    with pytest.raises(ValueError, match=r"Lambda: expected modes that keep 1/100 over a sample .*, got 1/"):
-        importers.s4(arrays | {"kernel.l_kernel": np.array(0)} if "kernel.P" in arrays else arrays, disc="bilinear")
+    arrays |= {"kernel.l_kernel": np.array(0)} if "kernel.P" in arrays else {}
+    with pytest.raises(
+        ValueError, match=r"C: expected a transition with an inverse .*, got one nearly singular in 4 of 4"
+    ):
+        importers.s4(arrays, disc="bilinear")
+    leaves = importers.s4(arrays, disc="bilinear", approximate_lag=True)[1]
+    assert (leaves["D"] == arrays["D"][0]).all()
+    assert np.abs(leaves["C_reverse_re"] - arrays["kernel.C"][1, ..., 0]).max() < 1e-12
+
+
+def test_of_features_that_can_the_reversed_run_still_begins_one_sample_later() -> None:
+    name = "s4_diagonal_bidirectional"
+    _, leaves, run = imported(name)
+    steps = run.arrays["kernel.inv_dt"] + np.array([[0.0], [0.0], [0.0], [6.0]], np.float32)
+    found = importers.s4(run.arrays | {"kernel.inv_dt": steps}, approximate_lag=True)[1]
+    assert (found["C_reverse_re"][:3] == leaves["C_reverse_re"][:3]).all()
+    assert (found["C_reverse_re"][3] == run.arrays["kernel.C"][1, 3, :, 0]).all()
+    assert found["D"][3] == run.arrays["D"][0, 3]
 
 
 def test_options_of_the_command_are_read_by_their_types() -> None:

@@ -29,6 +29,7 @@ def dss(
     kernel_length: int | None = None,
     epsilon: float = EPSILON,
     max_real_Lambda: float = 1e-4,
+    approximate_lag: bool = False,
 ) -> tuple[DSS | S4D, Leaves]:
     """The system of a DSS: all modes are stored, K_l = Re(sum_n W w_n e^{l z_n}), z = Lambda step (DSS prop. 1).
 
@@ -45,6 +46,7 @@ def dss(
         version: as the original was built: "softmax", "exp", "exp-re-im", "exp-no-scale", "clip" or "clip-no-scale".
         kernel_length: with "softmax" the length of sequences.
         epsilon, max_real_Lambda: as the original was built.
+        approximate_lag: as in s4.
 
     Returns:
         The layer, DSS or S4D, and its leaves, float64.
@@ -77,9 +79,9 @@ def dss(
     if (own == Lambda).all():
         length = kernel_length or 0 if version == "softmax" else 0
         layer: DSS | S4D = DSS(len(log_step), len(Lambda), bidirectional=len(W) == 2, kernel_length=length)
-        return layer, _leaves(layer, Lambda, weights, found["D"][0], log_step)
+        return layer, _leaves(layer, Lambda, weights, found["D"][0], log_step, approximate_lag)
     layer = S4D(len(log_step), len(Lambda), conj_sym=False, bidirectional=len(W) == 2)
-    return layer, _leaves(layer, own, weights, found["D"][0], log_step)
+    return layer, _leaves(layer, own, weights, found["D"][0], log_step, approximate_lag)
 
 
 def _Lambda_axes(version: str) -> dict[str, str]:
@@ -111,13 +113,13 @@ def softmax_scale(Lambda: NDArray, step: NDArray, kernel_length: int, epsilon: f
     return Lambda * np.conj(divisor) / (np.abs(divisor) ** 2 + epsilon)
 
 
-def _leaves(layer: DSS | S4D, Lambda: NDArray, weights: NDArray, D: NDArray, log_step: NDArray) -> Leaves:
+def _leaves(layer: DSS | S4D, Lambda: NDArray, weights: NDArray, D: NDArray, log_step: NDArray, lag: bool) -> Leaves:
     """The leaves with which the kernel is Re(sum_n weights e^{l z_n}), weights (1 or 2, H, N)."""
     c = unit_of_time("Lambda", Lambda)
     Lambda, log_step = Lambda * c, log_step - np.log(c)
     Lambda_bar, gain = zoh(Lambda, np.exp(log_step)[:, None])
     if layer.bidirectional:
-        weights, D = one_later(weights, weights[1] / Lambda_bar, np.ones_like(gain), D, layer.weight)
+        weights, D = one_later(weights, weights[1] / Lambda_bar, np.ones_like(gain), D, layer.weight, lag)
     systems = {"Lambda": Lambda} if isinstance(layer, DSS) else {"Lambda": Lambda, "B": np.ones_like(Lambda)}
     bare = {"Lambda_re": Lambda.real, "Lambda_im": Lambda.imag, "log_step": log_step}
     column = layer.input_column(bare) if isinstance(layer, DSS) else 1.0

@@ -53,6 +53,7 @@ def diagonal_layer(
     *,
     discretization: str = "zoh",
     conj_sym: bool = True,
+    approximate_lag: bool = False,
 ) -> tuple[S4D, Leaves]:
     """S4D from its system in any unit of time, its reversed direction beginning one sample later.
 
@@ -61,6 +62,7 @@ def diagonal_layer(
         C: (1, H, P), or (2, H, P) with the readout of the reversed run last.
         D, log_step: (H,).
         discretization, conj_sym: of the layer.
+        approximate_lag: as in one_later.
     """
     layer = S4D(
         d_model=len(D),
@@ -77,7 +79,7 @@ def diagonal_layer(
         Lambda_bar, gain = RULES[discretization](Lambda, np.exp(log_step)[:, None])
         with np.errstate(divide="ignore", invalid="ignore"):  # one_later refuses such a lead
             lead = C[1] / Lambda_bar
-        C, D = one_later(C, lead, gain * B, D, layer.weight)
+        C, D = one_later(C, lead, gain * B, D, layer.weight, approximate_lag)
     c = unit_of_time("Lambda", Lambda)
     real = {"D": D, "log_step": log_step - np.log(c)}
     readouts = dict(zip(layer._C_names(), C, strict=True))
@@ -85,12 +87,20 @@ def diagonal_layer(
 
 
 def low_rank_layer(
-    Lambda: Complex, P: Complex, B: Complex, C: Complex, D: Real, log_step: Real, tuned_to: int
+    Lambda: Complex,
+    P: Complex,
+    B: Complex,
+    C: Complex,
+    D: Real,
+    log_step: Real,
+    *,
+    tuned_to: int,
+    approximate_lag: bool = False,
 ) -> tuple[S4, Leaves]:
     """S4 from a system in any unit of time, as diagonal_layer.
 
     Args:
-        Lambda, B, C, D, log_step: as in diagonal_layer.
+        Lambda, B, C, D, log_step, approximate_lag: as in diagonal_layer.
         P: as Lambda, with the rank as last axis.
         tuned_to: L where C stands for C (I - A_bar^L) (S4 appendix C.3), 0 where it is C.
     """
@@ -108,7 +118,7 @@ def low_rank_layer(
     if tuned_to:
         C = _rows_over(C, np.eye(A_bar.shape[-1]) - np.linalg.matrix_power(A_bar, tuned_to))
     if layer.bidirectional:
-        C, D = one_later(C, _rows_over(C[1:], A_bar)[0], B_bar, D, layer.weight)
+        C, D = one_later(C, _rows_over(C[1:], A_bar)[0], B_bar, D, layer.weight, approximate_lag)
     c = unit_of_time("Lambda", Lambda)
     real = {"D": D, "log_step": log_step - np.log(c)}
     readouts = dict(zip(layer._C_names(), C, strict=True))
@@ -125,11 +135,14 @@ def _rows_over(C: Complex, matrix: Complex) -> Complex:
     return np.asarray(found[..., : C.shape[-1], 0], np.complex128)
 
 
-def one_later(C: Complex, lead: Complex, B_bar: Complex, D: Real, weight: float) -> tuple[Complex, Real]:
+def one_later(
+    C: Complex, lead: Complex, B_bar: Complex, D: Real, weight: float, approximate_lag: bool
+) -> tuple[Complex, Real]:
     """C and D with which a reversed run that gives y_k from u_k on gives what one from u_{k+1} on does.
 
     The programs convolve backwards with K_1 u_{k+1} + K_2 u_{k+2} + ..., K_j = C A_bar^{j-1} B_bar. With
-    lead = C A_bar^-1 in place of C that is our run but for its term of u_k, which D takes off.
+    lead = C A_bar^-1 in place of C that is our run but for its term of u_k, which D takes off. Where A_bar is nearly
+    singular the two would cancel each other's digits.
 
     Args:
         C: (2, H, P).
@@ -137,14 +150,17 @@ def one_later(C: Complex, lead: Complex, B_bar: Complex, D: Real, weight: float)
         B_bar: broadcastable to (H, P).
         D: (H,).
         weight: 2 where a mode stands for a pair.
+        approximate_lag: leave features of such an A_bar as they are: their reversed run begins at u_k.
 
     Raises:
-        ValueError: A_bar is so near singular that lead and D would cancel each other's digits.
+        ValueError: there are such features, and approximate_lag is False.
     """
-    own = np.abs(C[1]).max(axis=-1)
-    growth = float((np.abs(lead).max(axis=-1)[own > 0] / own[own > 0]).max(initial=0.0))
-    if not growth <= LARGEST_LEAD:
-        expected = f"modes that keep 1/{LARGEST_LEAD:g} over a sample in a bidirectional layer"
-        remedy = "its reversed direction starts one sample later than ours, which these modes cannot tell"
-        raise checks.fail("Lambda", expected, f"1/{growth:.3g}", remedy)
-    return np.stack([C[0], lead]), D - weight * np.sum((lead * B_bar).real, axis=-1)
+    checks.boolean("approximate_lag", approximate_lag)
+    exact = np.abs(lead).max(axis=-1) <= LARGEST_LEAD * np.abs(C[1]).max(axis=-1)
+    if not exact.all() and not approximate_lag:
+        got = f"one nearly singular in {np.sum(~exact)} of {len(exact)} features"
+        remedy = "their reversed direction begins a sample later than ours: approximate_lag=True accepts that"
+        raise checks.fail("C", "a transition with an inverse in a bidirectional layer", got, remedy)
+    lead = np.where(exact[:, None], lead, C[1])
+    taken_off = np.where(exact, weight * np.sum((lead * B_bar).real, axis=-1), 0.0)
+    return np.stack([C[0], lead]), D - taken_off

@@ -39,6 +39,7 @@ class KernelOptions:
     dt_fast: bool = False
     bandlimit: float | None = None
     kernel_length: int | None = None
+    approximate_lag: bool = False
 
     def __post_init__(self) -> None:
         checks.choice("disc", self.disc, DISCRETIZATIONS)
@@ -62,6 +63,7 @@ def s4(
     dt_fast: bool = False,
     bandlimit: float | None = None,
     kernel_length: int | None = None,
+    approximate_lag: bool = False,
 ) -> tuple[S4D | S4, Leaves]:
     """The FFTConv of an S4Block, version 4: S4 where the kernel has P, else S4D; y = 2 Re(C x) + D u.
 
@@ -70,8 +72,9 @@ def s4(
     C (I - A_bar^l_kernel), and is solved for; l_max, the length at which kernels were cut off, is no property of ours:
     equal up to it. Steps per mode (dt_tie=False) and frequencies above bandlimit go into Lambda, B and C; a real system
     (is_real) has Im Lambda = 0, still with the factor 2. The reversed direction starts one sample later there:
-    C_reverse holds C A_bar^-1, and D takes its first term off, which is exact. Where Re Lambda is above -1e-4 time is
-    measured in another unit, as in s5. What follows (activation, output_linear) is left behind.
+    C_reverse holds C A_bar^-1, and D takes its first term off, which is exact where A_bar has an inverse; that of S4's
+    HiPPO matrices, of many features, has none to speak of. Where Re Lambda is above -1e-4 time is measured in another
+    unit, as in s5. What follows (activation, output_linear) is left behind.
 
     Args:
         arrays: the checkpoint: D (1, H), kernel.inv_dt (H, 1), kernel.A_real, kernel.A_imag (S, N/2), kernel.B
@@ -82,6 +85,7 @@ def s4(
             configs/ have dt_transform="softplus" where the constructor has "exp".
         dt_fast, bandlimit: as the original was built.
         kernel_length: with disc="dss" the length of sequences, over which it normalises.
+        approximate_lag: accept that the reversed direction begins at the same sample where A_bar is nearly singular.
 
     Returns:
         The layer and its leaves, float64.
@@ -95,7 +99,9 @@ def s4(
     >>> layer.kind, leaves["Lambda_im"].tolist(), leaves["C_im"].tolist()
     ('s4d', [3.0], [[-2.0]])
     """
-    options = KernelOptions(disc, dt_transform, real_transform, imag_transform, dt_fast, bandlimit, kernel_length)
+    options = KernelOptions(
+        disc, dt_transform, real_transform, imag_transform, dt_fast, bandlimit, kernel_length, approximate_lag
+    )
     return layer_of_kernel(_take(arrays, prefix), options)
 
 
@@ -136,18 +142,26 @@ def layer_of_kernel(found: Mapping[str, NDArray], options: KernelOptions) -> tup
     if options.bandlimit is not None:
         C = C * (dt * np.abs(Lambda.imag) / (2 * np.pi) < options.bandlimit / 2)
     if "P" in found:
-        return _low_rank(found, Lambda, B, C, D, dt)
+        return _low_rank(found, Lambda, B, C, D, dt, options.approximate_lag)
     if dt.shape[1] > 1:  # a step per mode: Lambda dt and B dt in units of the feature's mean step
         per_mode = dt / dt.mean(axis=1, keepdims=True)
         Lambda, B, dt = Lambda * per_mode, B * per_mode, dt.mean(axis=1, keepdims=True)
-    if options.disc != "dss":
-        return diagonal_layer(Lambda, B, C, D, np.log(dt[:, 0]), discretization=options.disc)
-    C = C * softmax_scale(Lambda, dt, options.kernel_length or 0)
-    return diagonal_layer(Lambda, B, C, D, np.log(dt[:, 0]), conj_sym=False)
+    softmax, lag = options.disc == "dss", options.approximate_lag
+    if softmax:
+        C = C * softmax_scale(Lambda, dt, options.kernel_length or 0)
+    rule = "zoh" if softmax else options.disc
+    log_step = np.log(dt[:, 0])
+    return diagonal_layer(Lambda, B, C, D, log_step, discretization=rule, conj_sym=not softmax, approximate_lag=lag)
 
 
 def _low_rank(
-    found: Mapping[str, NDArray], Lambda: NDArray, B: NDArray, C: NDArray, D: NDArray, dt: NDArray
+    found: Mapping[str, NDArray],
+    Lambda: NDArray,
+    B: NDArray,
+    C: NDArray,
+    D: NDArray,
+    dt: NDArray,
+    approximate_lag: bool,
 ) -> tuple[S4, Leaves]:
     if len(found["P"]) > 2:
         raise checks.fail("P", "rank 1 or 2", len(found["P"]), "HiPPO matrices need no more")
@@ -155,4 +169,5 @@ def _low_rank(
         expected = "one step per feature with a low-rank term"
         raise checks.fail("inv_dt", expected, f"{dt.shape[1]} (dt_tie=False)", "S4D may have more")
     P = per_copy(np.moveaxis(from_pair(found["P"]), 0, -1), len(D))
-    return low_rank_layer(Lambda, P, B, C, D, np.log(dt[:, 0]), int(found["l_kernel"]))
+    tuned_to, log_step = int(found["l_kernel"]), np.log(dt[:, 0])
+    return low_rank_layer(Lambda, P, B, C, D, log_step, tuned_to=tuned_to, approximate_lag=approximate_lag)

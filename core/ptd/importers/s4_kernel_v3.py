@@ -25,6 +25,7 @@ def s4_v3(
     real_type: str = "exp",
     bandlimit: float | None = None,
     kernel_length: int | None = None,
+    approximate_lag: bool = False,
 ) -> tuple[S4D | S4, Leaves]:
     """The system of an S4 of version 3, as by s4: Lambda = -f(inv_w_real) + i w_imag, step = exp(log_dt).
 
@@ -38,6 +39,7 @@ def s4_v3(
         prefix: where they are, as "model.layers.0.layer".
         disc, real_type, bandlimit: as the original was built; disc is of no meaning for S4.
         kernel_length: with disc="dss" the length of sequences, over which it normalises.
+        approximate_lag: as in s4.
 
     Returns:
         The layer and its leaves, float64.
@@ -51,7 +53,8 @@ def s4_v3(
     ('bilinear', [3.0], [[2.0]])
     """
     checks.choice("real_type", real_type, TRANSFORMS)
-    options = KernelOptions(disc, real_transform="none", bandlimit=bandlimit, kernel_length=kernel_length)
+    given: dict[str, Any] = {"bandlimit": bandlimit, "kernel_length": kernel_length, "approximate_lag": approximate_lag}
+    options = KernelOptions(disc, real_transform="none", **given)
     names = under(arrays, "/".join(filter(None, [prefix, PLACE])))
     found = _low_rank(arrays, prefix, names) if "P" in names else _diagonal(arrays, prefix, names)
     found["A_real"] = TRANSFORMS[real_type](found["A_real"])
