@@ -128,17 +128,7 @@ def layer_of_kernel(found: Mapping[str, NDArray], options: KernelOptions) -> tup
     if len(found["D"]) != 1 or len(found["C"]) > 2:
         got = f"D with {len(found['D'])} rows and C with {len(found['C'])}"
         raise checks.fail("prefix", "one channel, in one or two directions", got, "import every channel by itself")
-    D, H = found["D"][0], found["D"].shape[1]
-    Lambda = -TRANSFORMS[options.real_transform](found["A_real"]) + 0j
-    paired = "A_imag" in found
-    if paired:
-        Lambda = Lambda - 1j * TRANSFORMS[options.imag_transform](found["A_imag"])
-    B, C = (from_pair(found[name]) if paired else found[name] + 0j for name in ("B", "C"))
-    Lambda, B = per_copy(Lambda, H), per_copy(B[0], H)
-    stored = np.sinh(found["inv_dt"]) if options.dt_fast else found["inv_dt"]
-    dt = TRANSFORMS[options.dt_transform](stored)
-    if not dt.min() > 0:
-        raise checks.fail("inv_dt", "positive steps", f"{dt.min():.3g}", "another dt_transform")
+    D, dt, (Lambda, B, C) = found["D"][0], _steps(found["inv_dt"], options), _system(found, options)
     if options.bandlimit is not None:
         C = C * (dt * np.abs(Lambda.imag) / (2 * np.pi) < options.bandlimit / 2)
     if "P" in found:
@@ -152,6 +142,23 @@ def layer_of_kernel(found: Mapping[str, NDArray], options: KernelOptions) -> tup
     rule = "zoh" if softmax else options.disc
     log_step = np.log(dt[:, 0])
     return diagonal_layer(Lambda, B, C, D, log_step, discretization=rule, conj_sym=not softmax, approximate_lag=lag)
+
+
+def _steps(inv_dt: NDArray, options: KernelOptions) -> NDArray[np.float64]:
+    """Step sizes (H, 1) or (H, N)."""
+    dt = TRANSFORMS[options.dt_transform](np.sinh(inv_dt) if options.dt_fast else inv_dt)
+    if not dt.min() > 0:
+        raise checks.fail("inv_dt", "positive steps", f"{dt.min():.3g}", "another dt_transform")
+    return dt
+
+
+def _system(found: Mapping[str, NDArray], options: KernelOptions) -> tuple[NDArray, NDArray, NDArray]:
+    """Lambda and B, (N,) or (H, N), and C (directions, H, N), complex."""
+    H, Lambda = found["C"].shape[1], -TRANSFORMS[options.real_transform](found["A_real"]) + 0j
+    if "A_imag" not in found:
+        return per_copy(Lambda, H), per_copy(found["B"][0] + 0j, H), found["C"] + 0j
+    Lambda = Lambda - 1j * TRANSFORMS[options.imag_transform](found["A_imag"])
+    return per_copy(Lambda, H), per_copy(from_pair(found["B"])[0], H), from_pair(found["C"])
 
 
 def _low_rank(
