@@ -6,11 +6,11 @@ The files were made by running the originals with random parameters far from ini
     s5_pytorch*   s5-pytorch 0.2.1 from PyPI, on torch 2.13.0
     lru*          NicolasZucchet/minimal-LRU at bbd71b1, on jax 0.10.2 and flax 0.12.8
     s4d_*         state-spaces/s4, models/s4/s4d.py at 2ed46fc and example.py at 1f39234, on torch 2.13.0
-    s4_*          state-spaces/s4, models/s4/s4.py at 070384a, before activation and output_linear
-    s4_v3_*       state-spaces/s4, the kernels of version 3, in the convolution of version 4
-    dss_*         ag1988/dss, before activation and output_linear
+    s4_*          state-spaces/s4, models/s4/s4.py at 070384a, up to activation and output_linear
+    s4_v3_*       the kernels of its version 3, from a copy that names no commit, in the convolution of s4_*
+    dss_*         ag1988/dss, its standalone DSS, from a copy that names no commit, up to the activation
 
-Of s4_* and dss_* what runs the system was run, with random numbers in place of the originals' initial ones.
+Of the last four only the forward passes were taken, which read the parameters; their initial values are not made.
 """
 
 from __future__ import annotations
