@@ -141,6 +141,41 @@ def test_frozen_leaf_stays_while_the_others_train(layer):
     assert {name for name, value in layer.named_parameters() if torch.equal(value, before[name])} == {"log_step"}
 
 
+# --- beside a compiler in another thread -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiling_elsewhere(monkeypatch):
+    """torch.compiler.is_compiling() is true in every thread while one compiles (torch 2.13)."""
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    assert torch.compiler.is_compiling()
+
+
+def losses(described):
+    leaves = described.initialize(np.random.default_rng(0), init="legs")
+    learner = be.learner(described, leaves, OPTIMIZER, 0)
+    u, order = np.random.default_rng(1).standard_normal((8, 90, 3)), np.arange(8).reshape(4, 2)
+    return learner.train(learner.place(u.astype(np.float32), np.arange(8) % 2), order)
+
+
+FEW_FEATURES = {layer.kind: ptd.SequenceModel(layer, 1, 3, 2, norm="batch") for layer in (LAYER, ptd.S4D(4, 256))}
+
+
+@pytest.fixture(scope="module", params=FEW_FEATURES.values(), ids=FEW_FEATURES)
+def trained_alone(request):
+    return request.param, losses(request.param)
+
+
+def test_training_is_bit_for_bit_the_same_while_another_thread_compiles(trained_alone, compiling_elsewhere):
+    described, expected = trained_alone
+    assert (losses(described) == expected).all()
+
+
+def test_values_are_looked_at_while_another_thread_compiles(params, compiling_elsewhere):
+    with pytest.raises(ValueError, match=r"^lengths: expected values in 0\.\.9, the length of u, got 99"):
+        be.apply(LAYER, params, U, lengths=torch.tensor([99, 1, 1]))
+
+
 # --- mixed precision -------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from ptd.optimization import Optimizer
 from ptd.portable import PortableBackend
 
 from .chunked import mixing_chunks
-from .compilation import compiled
+from .compilation import compiled, traced
 from .devices import current, found
 from .fused import PARTS
 from .host import on_host
@@ -122,7 +122,7 @@ class TorchBackend(PortableBackend):
         if fused and not plain():
             raise checks.fail("fused", "no kernels by name under torch.func or in forward mode", sorted(fused))
         kernels = _kernels_of(u.device)
-        if torch.compiler.is_compiling():  # a comparison would bind sizes that an exporter leaves open
+        if traced():  # a comparison would bind sizes that an exporter leaves open
             of = kernels.fastest_form
             kernels = dataclasses.replace(kernels, fastest_form=lambda layer, size: of(layer, None))
         tiled = "tiles" in fused

@@ -1,4 +1,4 @@
-"""torch.compile with a budget of recompilations of its own for each function."""
+"""torch.compile with a budget of recompilations of its own for each function, and whether it reads a call."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ def compiled(function: Callable, *, repeatable: bool = False) -> Callable:
     else:
         fresh = _copy(function) if isinstance(function, types.FunctionType) else function
     return torch.compile(fresh, fullgraph=True, dynamic=False, options=options)
+
+
+def traced() -> bool:
+    """Whether operations of this thread are recorded rather than run, by torch's compiler or an exporter.
+
+    torch.compiler.is_compiling() is true in every thread while one compiles (torch 2.13). What the compiler reads it
+    knows by is_dynamo_compiling(); where it, or an exporter, runs Python, a mode of this thread records.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return True
+    return torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
 
 
 def _repeatable() -> dict[str, Any] | None:

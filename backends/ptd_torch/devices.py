@@ -8,10 +8,12 @@ import torch
 
 from ptd import checks
 
+from .compilation import traced
+
 
 def current(device: torch.device) -> contextlib.AbstractContextManager:
     """A context in which device is the current one; what the compiler traces sees to that itself."""
-    if device.type != "cuda" or torch.compiler.is_compiling():
+    if device.type != "cuda" or traced():
         return contextlib.nullcontext()
     return torch.cuda.device(device)
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ptd.model import SequenceModel
 
+from .compilation import traced
+
 #: Up to this many input features a sum of columns is compiled into one pass over the output. The library's product
 #: with so short rows writes no faster, and bias and dtype are passes of their own.
 FEW = 3
@@ -28,7 +30,7 @@ def encode(
     dtype = weight.dtype if activations is None else getattr(torch, activations)
     if "embedding" in fused:
         return embedded(u.reshape(-1), weight.t().contiguous(), bias, dtype).view(*u.shape, len(bias))
-    if model.encoder == "linear" and model.d_input <= FEW and torch.compiler.is_compiling():
+    if model.encoder == "linear" and model.d_input <= FEW and traced():
         columns = [u[..., k, None] * weight[:, k] for k in range(model.d_input)]
         return (sum(columns[1:], columns[0]) + bias).to(dtype)
     return model.encode(params, u, activations)

@@ -15,6 +15,7 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import Function, forward_ad
 
 from . import scan as operators
+from .compilation import traced
 
 
 def forward_mode() -> bool:
@@ -31,7 +32,7 @@ def plain_or_vmap() -> bool:
     """Whether no transformation but vmap is active, and no forward mode: operators with a rule for vmap run there."""
     if plain():
         return True
-    if forward_mode() or torch.compiler.is_compiling():  # which does not trace the list of transformations (torch 2.13)
+    if forward_mode() or traced():  # the compiler does not trace the list of transformations (torch 2.13)
         return False
     return all(level.key() == TransformType.Vmap for level in get_interpreter_stack())
 
