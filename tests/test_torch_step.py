@@ -80,7 +80,9 @@ def compiled_but_for_blocks(function, **_):
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch 2.13's compiler of its own
 @pytest.mark.parametrize(
-    "options", [{"dropout": 0.3, "tie_dropout": True}, TOKENS | {"pair": True}], ids=["features", "pairs of tokens"]
+    "options",
+    [{"dropout": 0.3, "tie_dropout": True}, TOKENS | {"pair": True, "final_norm": True}],
+    ids=["features", "pairs of tokens"],
 )
 def test_learner_with_compiled_ends_trains_and_evaluates_as_the_plain_one(options, monkeypatch):
     monkeypatch.setattr(training, "compile_once", compiled_but_for_blocks)
