@@ -104,10 +104,8 @@ def go(chosen: argparse.Namespace) -> None:
     best = p.best["validation"]
     print(f"{name}: validation {100 * best:.2f} % at epoch {p.best['epoch']}, test {100 * p.test:.2f} %")
     if chosen.further:
-        run._take_best()
-        parts = store.load(chosen.further, chosen.task).splits.values()
-        samples = sum(len(part.targets) for part in parts)
-        accuracy = sum(run.accuracy_on(part) * len(part.targets) for part in parts) / samples
+        selected = Run.selected(chosen.out, data)
+        accuracy, samples = selected.accuracy_on_all(store.load(chosen.further, chosen.task))
         error = results.sampling_error(accuracy, samples)
         print(f"{name}: {100 * accuracy:.2f} % of {samples} further samples, standard error {100 * error:.2f}")
 

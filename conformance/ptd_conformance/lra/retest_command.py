@@ -36,9 +36,7 @@ def retest(
     for folder in runs:
         run = Run.selected(folder, own, backend)
         path = results.path(run)
-        counts = {name: len(part.targets) for name, part in other.splits.items()}
-        samples = sum(counts.values())
-        accuracy = sum(round(counts[name] * run.accuracy_on(part)) for name, part in other.splits.items()) / samples
+        accuracy, samples = run.accuracy_on_all(other)
         found = {"key": other.key, "made_from": other.manifest["made_from"], "samples": samples, "accuracy": accuracy}
         results.write(path, results.read(path) | {"further": found})
         error = results.sampling_error(accuracy, samples)

@@ -203,6 +203,13 @@ class Run:
         with self.backend.fast_products():
             return self._share(placed, targets, np.arange(len(targets)), "further samples")
 
+    def accuracy_on_all(self, data: DataSet) -> tuple[float, int]:
+        """accuracy_on of all samples of another set, whichever split they are in, and how many they are."""
+        counts = {name: len(part.targets) for name, part in data.splits.items()}
+        right = sum(round(counts[name] * self.accuracy_on(part)) for name, part in data.splits.items())
+        samples = sum(counts.values())
+        return right / samples, samples
+
     def _share(self, placed: Any, targets: NDArray, rows: NDArray, what: str) -> float:
         outputs = self.learner.evaluate(placed, rows, self.recipe.batch)
         if not np.all(np.isfinite(outputs)):

@@ -34,11 +34,20 @@ def flatten(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 def _items(tree: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
     for name, value in tree.items():
-        path = prefix + str(name).replace(".", "/").strip("/")
+        path = joined(prefix, str(name))
         if isinstance(value, Mapping):
-            yield from _items(value, f"{path}/")
+            yield from _items(value, path)
         else:
             yield path, value
+
+
+def joined(*parts: str) -> str:
+    """A name from its parts, as flatten has it; empty ones, of a prefix that is none, leave no separator.
+
+    >>> joined("model.", "layer", "kernel/B"), joined("", "D")
+    ('model/layer/kernel/B', 'D')
+    """
+    return "/".join(filter(None, (part.replace(".", "/").strip("/") for part in parts)))
 
 
 def under(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -47,9 +56,8 @@ def under(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     >>> under({"layers.0.seq.D": 1, "layers.1.seq.D": 2}, "layers.1")
     {'seq/D': 2}
     """
-    start = prefix.replace(".", "/").strip("/")
-    start += "/" if start else ""
-    found = flatten(arrays).items()
+    place, found = joined(prefix), flatten(arrays).items()
+    start = f"{place}/" if place else ""
     return {name.removeprefix(start): value for name, value in found if name.startswith(start)}
 
 
@@ -105,7 +113,7 @@ def two_readouts(names: Mapping[str, Any], Lambda: str) -> bool:
 def _fitting(name: str, value: Any, letters: str, sizes: dict[str, tuple[int, str]]) -> NDArray:
     """One array with the axes in letters, whose sizes are kept with the name that set them."""
     kind = np.complex128 if letters.startswith("complex") else np.float64
-    array, wanted = on_host(name, value), letters.removeprefix("complex").split()
+    array, wanted = numbers(name, value), letters.removeprefix("complex").split()
     if array.ndim == len(wanted):
         for letter, size in zip(wanted, array.shape, strict=True):
             sizes.setdefault(letter, (int(letter) if letter.isdigit() else size, name))
@@ -124,7 +132,7 @@ def _fitting(name: str, value: Any, letters: str, sizes: dict[str, tuple[int, st
     return array.astype(kind)
 
 
-def on_host(name: str, value: Any) -> NDArray:
+def numbers(name: str, value: Any) -> NDArray:
     """A checkpoint's entry as a NumPy array of numbers: of NumPy, jax, or torch on the CPU.
 
     Raises:

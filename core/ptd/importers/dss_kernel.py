@@ -102,15 +102,14 @@ def _gain(version: str, Lambda: NDArray, z: NDArray, kernel_length: int | None, 
     if version.endswith("no-scale"):
         return np.ones_like(z)
     if version == "softmax":
-        divisor = np.expm1((kernel_length or 0) * z) * Lambda
-        return np.expm1(z) * np.conj(divisor) / (np.abs(divisor) ** 2 + epsilon)
+        return np.expm1(z) * softmax_weight(Lambda, z, kernel_length or 0, epsilon)
     return np.expm1(z) * np.conj(Lambda) / np.maximum(np.abs(Lambda) ** 2, EPSILON)
 
 
-def softmax_scale(Lambda: NDArray, step: NDArray, kernel_length: int, epsilon: float = EPSILON) -> NDArray:
-    """What "softmax" has in the place of zero-order hold's (e^z - 1)/Lambda, as a factor of that."""
-    divisor = np.expm1(kernel_length * Lambda * step) * Lambda
-    return Lambda * np.conj(divisor) / (np.abs(divisor) ** 2 + epsilon)
+def softmax_weight(Lambda: NDArray, z: NDArray, kernel_length: int, epsilon: float = EPSILON) -> NDArray:
+    """1/(Lambda (e^{Lz} - 1)), kept finite by epsilon: in "softmax" in the place of zero-order hold's 1/Lambda."""
+    divisor = np.expm1(kernel_length * z) * Lambda
+    return np.conj(divisor) / (np.abs(divisor) ** 2 + epsilon)
 
 
 def _leaves(layer: DSS | S4D, Lambda: NDArray, weights: NDArray, D: NDArray, log_step: NDArray, lag: bool) -> Leaves:

@@ -12,7 +12,7 @@ from .. import checks
 from ..initialization import Leaves
 from ..layers import Layer
 from ..model import ACTIVATIONS, STATISTICS, SequenceModel
-from .arrays import take, under
+from .arrays import joined, take, under
 
 #: The dense maps that end a block, by activation, and their names in ptd's models.
 GATES = {"gelu": {}, "half_glu1": {"out2": "gate"}, "half_glu2": {"out2": "gate"}}
@@ -55,22 +55,21 @@ class FlaxStack:
 
     def read(self, arrays: Mapping[str, Any], prefix: str, layer_at: LayerAt) -> tuple[SequenceModel, Leaves]:
         """The model below a prefix, its layers read by layer_at at theirs, and its leaves."""
-        root = prefix.rstrip("./") + "/" if prefix else ""
-        pair = bool(under(arrays, f"{root}decoder/layer1"))
+        pair = bool(under(arrays, joined(prefix, "decoder/layer1")))
         ends = {"encoder": "encoder/encoder", "decoder": "decoder"}
         if pair:
             ends |= {"pair": "decoder/layer1", "decoder": "decoder/layer2"}
         leaves = {
             f"{ours}.{name}": value
             for ours, theirs in ends.items()
-            for name, value in _dense(arrays, root + theirs).items()
+            for name, value in _dense(arrays, joined(prefix, theirs)).items()
         }
-        layers = []
-        for i in range(self._n_layers(arrays, f"{root}encoder")):
-            layer, own = layer_at(f"{root}encoder/layers_{i}/seq")
+        layers, encoder = [], joined(prefix, "encoder")
+        for i in range(self._n_layers(arrays, encoder)):
+            layer, own = layer_at(f"{encoder}/layers_{i}/seq")
             layers.append(layer)
             leaves |= {f"blocks.{i}.layer.{name}": value for name, value in own.items()}
-            block = self._block(arrays, f"{root}encoder/layers_{i}")
+            block = self._block(arrays, f"{encoder}/layers_{i}")
             leaves |= {f"blocks.{i}.{name}": value for name, value in block.items()}
         model = self._model(layers, leaves, pair)
         model.check(leaves)

@@ -13,7 +13,7 @@ from ..discretization import RULES, bilinear_low_rank
 from ..initialization import Leaves
 from ..layers import S4, S4D
 from ..recurrence import dense_transition
-from .arrays import flatten, leaves_of, unit_of_time, upper_half
+from .arrays import flatten, joined, leaves_of, unit_of_time, upper_half
 
 Complex = NDArray[np.complex128]
 Real = NDArray[np.float64]
@@ -28,8 +28,8 @@ def without_output(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     >>> without_output({"layer.D": 1, "layer.output_linear.0.bias": 2}, "layer")
     {'layer/D': 1}
     """
-    root = "/".join(filter(None, [*prefix.replace(".", "/").split("/"), "output_linear/"]))
-    return {name: value for name, value in flatten(arrays).items() if not name.startswith(root)}
+    output = joined(prefix, "output_linear") + "/"
+    return {name: value for name, value in flatten(arrays).items() if not name.startswith(output)}
 
 
 def per_copy(values: NDArray, d_model: int) -> NDArray:

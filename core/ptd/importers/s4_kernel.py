@@ -14,7 +14,7 @@ from ..arrays import from_pair
 from ..initialization import Leaves
 from ..layers import S4, S4D
 from .arrays import take, under
-from .dss_kernel import softmax_scale
+from .dss_kernel import softmax_weight
 from .per_feature import diagonal_layer, low_rank_layer, per_copy, without_output
 
 #: Positive numbers from stored ones; the original adds 1e-4 to relu.
@@ -138,7 +138,7 @@ def layer_of_kernel(found: Mapping[str, NDArray], options: KernelOptions) -> tup
         Lambda, B, dt = Lambda * per_mode, B * per_mode, dt.mean(axis=1, keepdims=True)
     softmax, lag = options.disc == "dss", options.approximate_lag
     if softmax:
-        C = C * softmax_scale(Lambda, dt, options.kernel_length or 0)
+        C = C * Lambda * softmax_weight(Lambda, Lambda * dt, options.kernel_length or 0)
     rule = "zoh" if softmax else options.disc
     log_step = np.log(dt[:, 0])
     return diagonal_layer(Lambda, B, C, D, log_step, discretization=rule, conj_sym=not softmax, approximate_lag=lag)

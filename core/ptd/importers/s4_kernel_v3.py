@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .. import checks
 from ..initialization import Leaves
 from ..layers import S4, S4D
-from .arrays import under
+from .arrays import joined, under
 from .s4_kernel import TRANSFORMS, KernelOptions, layer_of_kernel, take_kernel
 
 PLACE = "kernel/kernel"
@@ -55,7 +55,7 @@ def s4_v3(
     checks.choice("real_type", real_type, TRANSFORMS)
     given: dict[str, Any] = {"bandlimit": bandlimit, "kernel_length": kernel_length, "approximate_lag": approximate_lag}
     options = KernelOptions(disc, real_transform="none", **given)
-    names = under(arrays, "/".join(filter(None, [prefix, PLACE])))
+    names = under(arrays, joined(prefix, PLACE))
     found = _low_rank(arrays, prefix, names) if "P" in names else _diagonal(arrays, prefix, names)
     found["A_real"] = TRANSFORMS[real_type](found["A_real"])
     if real_type == "relu" and "P" in names:

@@ -12,7 +12,7 @@ from ..arrays import from_pair
 from ..initialization import Leaves
 from ..layers import S4D
 from ..model import SequenceModel
-from .arrays import take, under
+from .arrays import joined, take, under
 from .per_feature import diagonal_layer, without_output
 
 KERNEL = {"log_A_real": "H N", "A_imag": "H N", "C": "H N 2", "log_dt": "H"}
@@ -81,19 +81,18 @@ def s4d_classifier(
     if not approximate_gelu:
         expected = "True: gelu is by erf there, by tanh in ours"
         raise checks.fail("approximate_gelu", expected, False, "True accepts it")
-    root = prefix.replace(".", "/").rstrip("/") + "/" if prefix else ""
     blocks = _n_blocks(arrays, prefix)
     leaves = {
         f"{name}.{part}": value
         for name in ("encoder", "decoder")
-        for part, value in take(arrays, root + name, {"weight": "O I", "bias": "O"}).items()
+        for part, value in take(arrays, joined(prefix, name), {"weight": "O I", "bias": "O"}).items()
     }
     layers = []
     for i in range(blocks):
-        layer, own = s4d(arrays, f"{root}s4_layers/{i}")
+        layer, own = s4d(arrays, joined(prefix, f"s4_layers/{i}"))
         layers.append(layer)
         leaves |= {f"blocks.{i}.layer.{name}": value for name, value in own.items()}
-        leaves |= {f"blocks.{i}.{name}": value for name, value in _end_of_block(arrays, root, i).items()}
+        leaves |= {f"blocks.{i}.{name}": value for name, value in _end_of_block(arrays, prefix, i).items()}
     model = SequenceModel(
         layers[0],
         n_layers=blocks,
@@ -122,10 +121,10 @@ def _n_blocks(arrays: Mapping[str, Any], prefix: str) -> int:
     return count
 
 
-def _end_of_block(arrays: Mapping[str, Any], root: str, i: int) -> Leaves:
+def _end_of_block(arrays: Mapping[str, Any], prefix: str, i: int) -> Leaves:
     """The leaves of block i besides its layer's."""
-    norm = take(arrays, f"{root}norms/{i}", {"weight": "H", "bias": "H"})
-    end = take(arrays, f"{root}s4_layers/{i}/output_linear/0", {"weight": "2H H 1", "bias": "2H"})
+    norm = take(arrays, joined(prefix, f"norms/{i}"), {"weight": "H", "bias": "H"})
+    end = take(arrays, joined(prefix, f"s4_layers/{i}/output_linear/0"), {"weight": "2H H 1", "bias": "2H"})
     value, gate = np.split(end["weight"][..., 0], 2)
     value_bias, gate_bias = np.split(end["bias"], 2)
     maps = {"value.weight": value, "value.bias": value_bias, "gate.weight": gate, "gate.bias": gate_bias}
