@@ -147,7 +147,8 @@ def test_record_with_a_field_missing_or_wrong_is_one_line_that_names_the_file(
 def test_report_needs_no_locale(record: Path, tmp_path: Path) -> None:
     """Files are UTF-8 whatever the locale, and a terminal without a sign shows another."""
     readme, device = tmp_path / "README.md", tmp_path / "accented.json"
-    readme.write_text(f"Gu, Goel, Ré\n{report.START}\n{report.END}\n", encoding="utf-8")
+    markers = "\n".join(marker.format(report.SUPPORT) for marker in (report.START, report.END))
+    readme.write_text(f"Gu, Goel, Ré\n{markers}\n", encoding="utf-8")
     made = json.loads(record.read_text()) | {"device": "é", "products": "fast"}
     device.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -1,4 +1,4 @@
-"""The README's code runs, its links exist, and its support table is what the records say."""
+"""The README's code runs, its links exist, and its tables are what the records say."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from originals import model_error, original
 
 import ptd
 from ptd_conformance import record, report
+from ptd_conformance.lra import standings
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,6 +38,11 @@ def test_link_leads_to_a_file(link: str) -> None:
 def test_support_table_is_made_from_the_records() -> None:
     records = [record.read(path) for path in report.records_in(ROOT / "conformance/results")]
     assert report.with_support_table(TEXT, records) == TEXT
+
+
+def test_accuracies_are_made_from_the_records() -> None:
+    made = report.markdown(standings.summary([ROOT / "conformance/results/lra"]))
+    assert report.with_table(TEXT, report.ACCURACIES, made) == TEXT
 
 
 def test_parts_that_no_device_has_measured_are_not_run_in_the_report() -> None:

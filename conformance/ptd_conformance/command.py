@@ -138,7 +138,7 @@ def _check_accuracies(folder: Path) -> int:
 def report(
     results: Annotated[list[Path], typer.Argument(help="records, or folders of records, to merge")],
     html: Annotated[Path, typer.Option(help="the page to write")] = Path("report/index.html"),
-    readme: Annotated[Path | None, typer.Option(help="a README whose support table is brought up to date")] = None,
+    readme: Annotated[Path | None, typer.Option(help="a README whose tables are brought up to date")] = None,
 ) -> None:
     """Merge conformance records into one self-contained page."""
     from ptd.console import Lines
@@ -159,7 +159,10 @@ def report(
     measured = [speed.table(file) for path in results for file in sorted((path / "speed").glob("*.json"))]
     replace_file(html, pages.page(records, lra=accuracies, speed=measured).encode())
     if readme:
-        replace_file(readme, pages.with_support_table(readme.read_text(encoding="utf-8"), records).encode())
+        text = pages.with_support_table(readme.read_text(encoding="utf-8"), records)
+        if pages.START.format(pages.ACCURACIES) in text:  # a backend's own repository may record none
+            text = pages.with_table(text, pages.ACCURACIES, pages.markdown(standings.summary(folders)))
+        replace_file(readme, text.encode())
     console = Lines()
     pages.print_table(console, records)
     console.say(f"wrote {html}")

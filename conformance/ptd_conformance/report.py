@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from .outcome import Outcome, Result
 from .products import PRODUCTS
 from .record import Record
 
-__all__ = ["Cell", "cell", "clauses", "page", "print_table", "with_support_table"]
+__all__ = ["Cell", "cell", "clauses", "page", "print_table", "with_support_table", "with_table"]
 
 #: What the families of clauses are about, by the letter of their ids.
 FAMILIES = {
@@ -46,7 +46,9 @@ STYLES = {
 #: Shown where a run has no bound for a clause: narrower products are held to some clauses only.
 NOT_ASKED = "\N{EN DASH}"
 
-START, END = "<!-- support table: made by nox -s report -->", "<!-- end of support table -->"
+#: What a made table of a README stands between, by the table's title.
+START, END = "<!-- {}: made by nox -s report -->", "<!-- end of {} -->"
+SUPPORT, ACCURACIES = "support table", "accuracies"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +161,14 @@ def _tables(records: list[Record], key: str, sections: dict[str, list[dict[str, 
 def support_table(records: Iterable[Record]) -> str:
     """The README's table: runs as rows, families as columns, in Markdown."""
     heading = _support_heading()
-    rows = [heading, ["---"] * len(heading), *map(_support_row, records)]
-    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows)
+    return markdown([heading, *map(_support_row, records)])
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first row is its heading."""
+    heading, *others = rows
+    lines = [heading, ["---"] * len(heading), *others]
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in lines)
 
 
 def _support_heading() -> list[str]:
@@ -174,16 +182,22 @@ def _support_row(record: Record) -> list[str]:
 
 
 def with_support_table(text: str, records: Iterable[Record]) -> str:
-    """text with the part between the markers replaced.
+    """text with the table of records between its markers; see with_table."""
+    return with_table(text, SUPPORT, support_table(records))
+
+
+def with_table(text: str, title: str, table: str) -> str:
+    """text with the part between a table's markers replaced.
 
     Raises:
         ValueError: a marker is missing.
     """
-    head, start, rest = text.partition(START)
-    _, end, tail = rest.partition(END)
+    first, last = START.format(title), END.format(title)
+    head, start, rest = text.partition(first)
+    _, end, tail = rest.partition(last)
     if not (start and end):
-        raise ValueError(f"readme: expected the lines {START} and {END}, got a text without them; put them back")
-    return f"{head}{START}\n\n{support_table(records)}\n\n{END}{tail}"
+        raise ValueError(f"readme: expected the lines {first} and {last}, got a text without them; put them back")
+    return f"{head}{first}\n\n{table}\n\n{last}{tail}"
 
 
 def _family(cells: list[Cell]) -> str:

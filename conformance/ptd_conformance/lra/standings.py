@@ -141,11 +141,38 @@ def rows(found: Iterable[Standing]) -> list[list[str]]:
 
 def _cells(s: Standing) -> list[str]:
     """The row of a recipe that ran, after its task."""
-    spread = "" if s.spread is None else f" ± {s.spread:.2f}"
-    accuracy = "" if s.mean is None else f"{s.mean:.2f}{spread}"
     target = "" if s.target is None else f"{s.target:.2f}"
     seeds = ", ".join(map(str, sorted(s.accuracies)))
-    return [s.recipe, s.backend, s.device, target, seeds, accuracy, s.outcome, f"{s.hours:.2f}", s.note]
+    return [s.recipe, s.backend, s.device, target, seeds, _accuracy(s), s.outcome, f"{s.hours:.2f}", s.note]
+
+
+def summary(folders: Iterable[Path]) -> list[list[str]]:
+    """Recipes by tasks, in short: mean test accuracy and spread over seeds (published), bold unless that is missed."""
+    found = standings(record for folder in folders if folder.is_dir() for record in read_all(folder))
+    ran = {(s.task, s.recipe, s.backend): s for s in found if s.target is not None and s.backend}
+    complete = [key for key, s in ran.items() if s.accuracies]
+    tasks = [task for task in TASKS if task in {task for task, *_ in ran}]
+    table = [["recipe", "backend", *(TASKS[task].title for task in tasks)]]
+    for recipe_name, backend in sorted({key[1:] for key in complete}):
+        cells = [_short(ran.get((task, recipe_name, backend))) for task in tasks]
+        table.append([recipe_name, backend, *cells])
+    return table
+
+
+def _short(s: Standing | None) -> str:
+    """A recipe's cell in the summary."""
+    if s is None:
+        return ""
+    if s.mean is None:
+        return f"{s.outcome} ({s.target:.2f})"
+    shown = _accuracy(s) if s.outcome == "missed" else f"**{_accuracy(s)}**"
+    return f"{shown} ({s.target:.2f})"
+
+
+def _accuracy(s: Standing) -> str:
+    """Mean and spread, as far as there are any."""
+    spread = "" if s.spread is None else f" ± {s.spread:.2f}"
+    return "" if s.mean is None else f"{s.mean:.2f}{spread}"
 
 
 def section(folder: Path) -> list[dict[str, Any]]:
