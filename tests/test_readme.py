@@ -35,6 +35,11 @@ def test_link_leads_to_a_file(link: str) -> None:
     assert (ROOT / link).exists()
 
 
+@pytest.mark.parametrize("name", ptd.importers.IMPORTERS)
+def test_the_page_of_importers_has_every_one(name: str) -> None:
+    assert f"`{name}`" in (ROOT / "docs/importing.md").read_text(encoding="utf-8")
+
+
 def test_support_table_is_made_from_the_records() -> None:
     records = [record.read(path) for path in report.records_in(ROOT / "conformance/results")]
     assert report.with_support_table(TEXT, records) == TEXT
