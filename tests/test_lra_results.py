@@ -51,24 +51,19 @@ def outcome(*records: results.Record) -> str:
     return found.outcome
 
 
-def said(found: standings.Standing) -> str:
-    """The note of a standing but for what is said of its whole task."""
-    return found.note.removeprefix(standings.targets()["remarks"].get(found.task, "")).removeprefix("; ")
-
-
 def test_accuracy_at_or_above_the_published_one_meets_it():
     assert outcome(record(test=0.6215)) == "met"
 
 
 def test_narrower_activations_are_said_beside_the_result():
     (found,) = [s for s in standings.standings([record(activations="bfloat16")]) if s.backend]
-    assert said(found) == "bfloat16 activations"
+    assert found.note == "bfloat16 activations"
 
 
 def test_what_further_samples_say_stands_beside_the_result():
     further = {"samples": 20_000, "accuracy": 0.61}
     (found,) = [s for s in standings.standings([record(test=0.60, further=further)]) if s.backend]
-    assert said(found) == "seed 0: 61.00 ± 0.34 on 20000 further samples"
+    assert found.note == "seed 0: 61.00 ± 0.34 on 20000 further samples"
     assert found.outcome == "missed"
 
 
@@ -76,19 +71,19 @@ def test_a_record_that_does_not_say_is_of_float32_on_one_device(tmp_path):
     old = {name: value for name, value in record().items() if name not in ("activations", "devices")}
     results.write(tmp_path / "old.json", old)
     (found,) = [s for s in standings.standings(results.read_all(tmp_path)) if s.backend]
-    assert said(found) == ""
+    assert found.note == ""
 
 
 def test_devices_of_a_run_are_said_where_they_were_several():
     ran = [record(devices=[1, 2]), record(seed=1, devices=[2])]
     (found,) = [s for s in standings.standings(ran) if s.backend]
-    assert said(found) == "on 1 and 2 devices"
+    assert found.note == "on 1 and 2 devices"
 
 
 def test_a_run_under_way_says_how_far_it_came():
     under_way = record(state="running", test=None, best={"epoch": 26, "validation": 0.8848})
     (found,) = [s for s in standings.standings([under_way]) if s.backend]
-    assert (found.outcome, said(found)) == ("running", "best validation so far 88.48, epoch 26 of 40")
+    assert (found.outcome, found.note) == ("running", "best validation so far 88.48, epoch 26 of 40")
 
 
 @pytest.mark.parametrize(("test", "expected"), [(0.6107, "within error"), (0.6105, "missed")])
@@ -146,6 +141,17 @@ def test_the_summary_has_what_completed_beside_the_published_figure_bold_where_t
         ["s5", "jax", "**63.50 ± 0.71** (62.15)", "running (89.31)", ""],
         ["s5-ptd", "jax", "50.00 (62.75)", "", ""],
     ]
+
+
+def test_what_is_said_of_a_task_stands_once_above_its_runs(tmp_path):
+    for i, made in enumerate([record(task="text"), record(task="text", recipe="s4d", of="S4D")]):
+        results.write(tmp_path / f"{i}.json", made)
+    (table, *_) = standings.section(tmp_path)
+    said = [row for row in table["rows"] if row[-1].startswith("trained on 22,500")]
+    assert [row[:2] for row in table["rows"]].index(["Text (IMDB)", ""]) == table["rows"].index(said[0])
+    assert (len(said), {len(row) for row in table["rows"]}) == (1, {len(standings.COLUMNS)})
+    assert [row[1] for row in table["rows"] if row[0] == "Text (IMDB)"][:3] == ["", "s4d", "s5"]
+    assert not [row for row in table["rows"] if row[:2] == ["ListOps", ""]]  # of which nothing ran
 
 
 def test_runs_that_are_due_and_missing_are_listed_with_the_reason():

@@ -132,6 +132,8 @@ def _check_accuracies(folder: Path) -> int:
     for s in bad:
         sentence = "; ".join(filter(None, [f" {s.task} {s.recipe} on {s.backend}: {s.outcome}", s.note]))
         console.say(Text.assemble(("FAIL", "red"), sentence))
+    for title, remark in accuracies.remarks(bad).items():
+        console.say(f"{title}: {remark}")
     return int(bool(bad))
 
 

@@ -83,7 +83,7 @@ def _standing(key: tuple[str, str, str], group: list[Record], published: dict[st
     counted = {r["seed"]: 100 * r["test"] for r in group if r["full"] and r["state"] == "complete"}
     outcome = _outcome(group, counted, target)
     narrower = {r["activations"] for r in group} - {"float32"}
-    notes = [published["remarks"].get(task, ""), *(f"{dtype} activations" for dtype in sorted(narrower))]
+    notes = [f"{dtype} activations" for dtype in sorted(narrower)]
     if (several := sorted({n for r in group for n in r["devices"]})) != [1]:
         notes.append(f"on {' and '.join(map(str, several))} devices")
     notes += [
@@ -146,6 +146,12 @@ def _cells(s: Standing) -> list[str]:
     return [s.recipe, s.backend, s.device, target, seeds, _accuracy(s), s.outcome, f"{s.hours:.2f}", s.note]
 
 
+def remarks(found: Iterable[Standing]) -> dict[str, str]:
+    """What there is to say of all results of a task, by its title, of tasks that ran."""
+    known, ran = targets()["remarks"], {s.task for s in found if s.backend}
+    return {TASKS[task].title: known[task] for task in TASKS if task in ran and task in known}
+
+
 def summary(folders: Iterable[Path]) -> list[list[str]]:
     """Recipes by tasks, in short: mean test accuracy and spread over seeds (published), bold unless that is missed."""
     found = standings(record for folder in folders if folder.is_dir() for record in read_all(folder))
@@ -183,5 +189,10 @@ def section(folder: Path) -> list[dict[str, Any]]:
     )
     note += "above it within one standard deviation of the seeds; within error: one seed, below it by less than the "
     note += "standard deviation sqrt(p (1 - p) / n) of its n test samples. Full recipes only; trials do not count."
-    standing = {"title": "Accuracy", "note": note, "columns": COLUMNS, "rows": rows(standings(records))}
+    found = standings(records)
+    said, table = remarks(found), []
+    for title, group in itertools.groupby(rows(found), lambda row: row[0]):
+        table += [[title, *[""] * 8, said[title]]] if title in said else []
+        table += group
+    standing = {"title": "Accuracy", "note": note, "columns": COLUMNS, "rows": table}
     return [standing, *robustness.table(folder)]
