@@ -36,7 +36,7 @@ def learner_is_data_parallel(layer: ptd.layers.Layer, own: JaxBackend, batch: in
     the memory of the state it is given is reused.
     """
     model = ptd.SequenceModel(
-        layer, 1, 1, 3, norm="batch", dropout=0.3, tie_dropout=not pairs, pair=pairs, final_norm=True
+        layer, 1, 1, 3, norm="batch", norm_epsilon=0.1, dropout=0.3, tie_dropout=not pairs, pair=pairs, final_norm=True
     )
     leaves, rng = model.initialize(np.random.default_rng(0), init="legs"), np.random.default_rng(8)
     inputs = rng.standard_normal((50, 2, L, 1) if pairs else (50, L, 1)).astype(np.float32)

@@ -176,6 +176,8 @@ BAD = {
     "pooling: expected one of 'last', 'mean', 'none', got 'max'": lambda: model(pooling="max"),
     "prenorm: expected True or False, got 'yes'": lambda: model(prenorm="yes"),
     "final_norm: expected False for norm='none', got True; choose": lambda: model(norm="none", final_norm=True),
+    "gelu: expected one of 'erf', 'tanh', got 'sigmoid'": lambda: model(gelu="sigmoid"),
+    "norm_epsilon: expected finite values > 0, got 0": lambda: model(norm_epsilon=0),
     "dropout: expected a rate in [0, 1), got 1.0": lambda: model(dropout=1.0),
     "dropout: expected a rate in [0, 1), got -0.1": lambda: model(dropout=-0.1),
     "dropout: expected a rate in [0, 1), got nan": lambda: model(dropout=float("nan")),

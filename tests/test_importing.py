@@ -8,18 +8,18 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from flax import serialization
-from originals import Original, layer_error, log_softmax, model_error, original
+from originals import Original, layer_error, model_error, original
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 import ptd
-import ptd.model
 from ptd import S5, importers
 from ptd.importers import IMPORTERS, SIGNS
 from ptd.importers.arrays import flatten, take, unit_of_time
@@ -78,13 +78,11 @@ def test_imported_model_computes_what_the_original_did(name: str) -> None:
     assert model_error(model, leaves, run, inputs, **call) < 1
 
 
-def test_layer_norm_differs_from_the_original_by_its_epsilon_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layer_norm_has_the_epsilon_of_the_original() -> None:
     run = original("s5_classifier_gelu_layer_norm")
-    model, leaves = importers.s5_classifier(run.arrays, approximate_norm=True)
-    u = run.u.astype(np.float64)
-    assert 1e-6 < np.abs(log_softmax(model.apply(leaves, u)) - run.y).max() < 1e-4
-    monkeypatch.setattr(ptd.model, "NORM_EPSILON", 1e-6)
+    model, leaves = importers.s5_classifier(run.arrays)
     assert model_error(model, leaves, run, run.u) < 1
+    assert model_error(replace(model, norm_epsilon=1e-5), leaves, run, run.u) > 1
 
 
 WRONG: dict[str, Callable[[dict], dict]] = {
@@ -173,26 +171,14 @@ def test_a_wrong_prefix_is_answered_with_the_right_ones() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {},
-            "norm: expected batch norm: .* adds 1e-6 to variances, ours 1e-5, got layer norm; approximate_norm=True",
-        ),
-        ({"approximate_norm": True}, "activation: expected no map for 'gelu', got out2"),
-        (
-            {"approximate_norm": True, "activation": "half_glu1"},
-            "norm: expected batch_stats with batch norm, .*, got some at",
-        ),
+        ({}, "activation: expected no map for 'gelu', got out2"),
+        ({"activation": "half_glu1"}, "norm: expected batch_stats with batch norm, .*, got some at"),
         ({"batchnorm": True, "activation": "half_glu1"}, "padded: expected False: .* begins in the padding, got True"),
     ],
 )
 def test_options_that_cannot_be_those_of_a_classifier_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         importers.s5_classifier(original("s5_classifier_half_glu1").arrays, **options)
-
-
-def test_a_unit_with_layer_norm_is_refused_like_s5() -> None:
-    with pytest.raises(ValueError, match="norm: expected batch norm: "):
-        importers.lru_classifier(original("lru_classifier").arrays, norm="layer")
 
 
 def test_batch_norm_without_its_statistics_is_refused() -> None:

@@ -54,17 +54,17 @@ def test_gated_sum_and_its_gradient_have_one_mask(rate, over_time):
     same_gradients(here, there, draw(3, 8, 4), draw(3, 8, 4, seed=2), draw(4), draw(3, 8, 4, seed=3))
 
 
-@pytest.mark.parametrize("lengths", [None, (8, 3, 5)])
-def test_batch_norm_and_its_gradient_are_those_of_core(lengths):
+@pytest.mark.parametrize(("lengths", "epsilon"), [(None, 1e-5), ((8, 3, 5), 1e-5), ((8, 3, 5), 0.1)])
+def test_batch_norm_and_its_gradient_are_those_of_core(lengths, epsilon):
     """Over valid samples, a mean far from zero; what is beyond a length is normalised, but moves no moment."""
     lengths, near = None if lengths is None else jnp.asarray(lengths), draw(4, seed=5)
 
     def by(norm):
-        return lambda x, scale, bias: norm(x, lengths, scale, bias, near)[0]
+        return lambda x, scale, bias: norm(x, lengths, scale, bias, near, epsilon)[0]
 
     x = draw(3, 8, 4) * jnp.arange(1.0, 5.0) + 3.0
     same_gradients(by(passes.batch_norm), by(core.batch_norm), x, draw(4, seed=2), draw(4, seed=3))
-    for found, expected in zip(*(norm(x, lengths, x[0, 0], x[0, 1], near) for norm in NORMS), strict=True):
+    for found, expected in zip(*(norm(x, lengths, x[0, 0], x[0, 1], near, epsilon) for norm in NORMS), strict=True):
         assert_allclose(found, expected, rtol=1e-12)
 
 

@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy.stats import norm
 
 import ptd
 from ptd import S5, Input, Optimizer, SequenceModel, load, save
-from ptd.model import Training, moments
+from ptd.model import Training, _Scope, moments
 from ptd.optimization import Group
 
 H, D_INPUT, D_OUTPUT, L = 4, 3, 2, 6
@@ -45,7 +46,9 @@ def linear(p, name, x):
     return np.einsum("oi,...i->...o", p[name + ".weight"], x) + p[name + ".bias"]
 
 
-def gelu(x):
+def gelu(x, by="tanh"):
+    if by == "erf":
+        return x * norm.cdf(x)
     return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
@@ -60,11 +63,11 @@ def normalise(model, p, block, x):
         mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
     else:
         mean, var = p[block + "norm.mean"], p[block + "norm.var"]
-    return (x - mean) / np.sqrt(var + 1e-5) * p[block + "norm.scale"] + p[block + "norm.bias"]
+    return (x - mean) / np.sqrt(var + model.norm_epsilon) * p[block + "norm.scale"] + p[block + "norm.bias"]
 
 
 def activate(model, p, block, y):
-    g = gelu(y)
+    g = gelu(y, model.gelu)
     gate = None if model.activation == "gelu" else sigmoid(linear(p, block + "gate", g))
     return {
         "gelu": lambda: g,
@@ -95,6 +98,9 @@ OPTIONS = [
     {"encoder": "embedding"},
     {"norm": "layer", "final_norm": True, "pooling": "none"},
     {"norm": "batch", "final_norm": True, "pooling": "last"},
+    {"norm": "layer", "norm_epsilon": 0.1},
+    {"norm": "batch", "norm_epsilon": 0.1, "final_norm": True},
+    {"gelu": "erf"},
     {"residual": False},
     {"n_layers": 1},
 ]
@@ -200,6 +206,24 @@ def test_batch_norm_in_training_normalises_by_the_batch():
     trained, _ = model.apply(params, u, lengths=LENGTHS, training=Training(keep_all))
     evaluated = model.apply(params | as_statistics, u, lengths=LENGTHS)
     assert_allclose(trained, evaluated, rtol=0, atol=1e-12)
+
+
+def test_gelu_by_erf_is_no_pass_of_a_backend_for_gelu_by_tanh():
+    passed = {"own_gelu": lambda y: 0 * y, "training": None}
+    for by, own in (("tanh", True), ("erf", False)):
+        model = build(gelu=by)
+        leaves = model.initialize(np.random.default_rng(0), init="legs")
+        block = {name.removeprefix("blocks.0."): value for name, value in leaves.items() if "blocks.0." in name}
+        y = np.ones((2, H))
+        assert (model.finish(block, y, y, **passed) == y).all() == own
+
+
+def test_moments_that_training_divides_by_have_the_models_epsilon():
+    model = build(norm="batch", norm_epsilon=0.1, n_layers=1)
+    block = {"norm.scale": np.ones(H), "norm.bias": np.zeros(H), "norm.mean": np.zeros(H), "norm.var": np.ones(H)}
+    x = np.random.default_rng(0).standard_normal((3, L, H))
+    y = model._norm(_Scope(block, ""), x, None, Training(None), {})
+    assert_allclose(y, (x - x.mean((0, 1))) / np.sqrt(x.var((0, 1)) + 0.1), rtol=1e-12)
 
 
 def test_the_final_norm_keeps_statistics_of_valid_samples_of_the_last_block():

@@ -9,8 +9,10 @@ import dense
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy import special
 
 from ptd import DSS, S4, S4D, S5, SequenceModel
+from ptd.arrays import erf
 from ptd.kernels import Kernels
 from ptd.portable import PortableBackend
 
@@ -144,3 +146,12 @@ def test_kernels_of_a_float32_layer_see_single_precision_only(layer, params, u, 
     layer.apply(to_float32(params), to_float32(u), form=form, kernels=spied_kernels(seen))
     assert seen
     assert set(seen) <= {"float32", "complex64"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "longdouble"])
+def test_the_error_function_of_a_namespace_that_has_none(dtype):
+    x = np.linspace(-9, 9, 400).astype(dtype)
+    found = erf(x) if dtype == "longdouble" else np.asarray(erf(strict.asarray(x)))
+    assert found.dtype == x.dtype
+    eps = max(np.finfo(dtype).eps, np.finfo(np.float64).eps)
+    assert_allclose(found, special.erf(x.astype(np.float64)), rtol=40 * eps)

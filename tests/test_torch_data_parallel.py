@@ -43,7 +43,7 @@ def samples(count: int, *, pairs: bool = False) -> tuple:
 @pytest.mark.parametrize(
     ("described", "devices"),
     [
-        (model(norm="batch", dropout=0.3, tie_dropout=True, final_norm=True), 2),
+        (model(norm="batch", norm_epsilon=0.1, dropout=0.3, tie_dropout=True, final_norm=True), 2),
         (model(norm="layer", dropout=0.3, pair=True), 3),
     ],
     ids=["batch norm, tied dropout", "pairs, three devices"],

@@ -46,7 +46,7 @@ def training_block(
             keep = keep + of_keep.astype(keep.dtype)
         return gated_sum(keep, z, bias, x, call_key(own, 0), model.dropout, model.tie_dropout)
 
-    parts = {"batch_norm": _batch_norm_of(batch), "own_gelu": gelu, "gated_sum": end}
+    parts = {"batch_norm": _batch_norm_of(batch, model.norm_epsilon), "own_gelu": gelu, "gated_sum": end}
     call |= {"training": Training(dropout(own))} | {name: parts[name] for name in PARTS}
     return model.block(i, leaves, x, **call)
 
@@ -55,14 +55,14 @@ def training_decoder(
     model: SequenceModel, leaves: Mapping[str, Array], x: Array, *, batch: int, **call: Any
 ) -> tuple[Array, dict[str, Array]]:
     """SequenceModel.decode of a training pass; batch as in training_block."""
-    return model.decode(leaves, x, **call, batch_norm=_batch_norm_of(batch))
+    return model.decode(leaves, x, **call, batch_norm=_batch_norm_of(batch, model.norm_epsilon))
 
 
-def _batch_norm_of(batch: int) -> Callable[..., tuple[Array, Array, Array]]:
+def _batch_norm_of(batch: int, epsilon: float) -> Callable[..., tuple[Array, Array, Array]]:
     """batch_norm of rows of which so many count."""
 
-    def norm(x: Array, lengths: Array | None, *rest: Array) -> tuple[Array, Array, Array]:
-        return batch_norm(x, _counted(x, lengths, batch), *rest)
+    def norm(x: Array, lengths: Array | None, scale: Array, bias: Array, near: Array) -> tuple[Array, Array, Array]:
+        return batch_norm(x, _counted(x, lengths, batch), scale, bias, near, epsilon)
 
     return norm
 
@@ -118,31 +118,35 @@ def _drop(x: Array, key: Array, rate: float, over_time: bool) -> Array:
 
 
 def batch_norm(
-    x: Array, lengths: Array | None, scale: Array, bias: Array, near: Array | None = None
+    x: Array, lengths: Array | None, scale: Array, bias: Array, near: Array | None = None, epsilon: float = NORM_EPSILON
 ) -> tuple[Array, Array, Array]:
     """ptd.model.batch_norm; mean and variance come without a gradient of their own."""
     mean, var = lax.stop_gradient(moments(x.astype(scale.dtype), lengths, near, placement.total))
     valid = None if lengths is None else sequences.valid(lengths, x.shape[-2])[..., None]
-    return _normalized(x, scale, bias, mean, var, valid), mean, var
+    return _normalized(x, scale, bias, mean, var, valid, epsilon), mean, var
 
 
-@jax.custom_vjp
-def _normalized(x: Array, scale: Array, bias: Array, mean: Array, var: Array, valid: Array | None) -> Array:
-    factor = _once(scale * lax.rsqrt(var + NORM_EPSILON))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _normalized(
+    x: Array, scale: Array, bias: Array, mean: Array, var: Array, valid: Array | None, epsilon: float
+) -> Array:
+    factor = _once(scale * lax.rsqrt(var + epsilon))
     return ((x.astype(scale.dtype) - mean) * factor + bias).astype(x.dtype)
 
 
-def _normalized_forward(x: Array, scale: Array, bias: Array, mean: Array, var: Array, valid: Array | None) -> tuple:
-    return _normalized(x, scale, bias, mean, var, valid), (x, scale, mean, var, valid)
+def _normalized_forward(
+    x: Array, scale: Array, bias: Array, mean: Array, var: Array, valid: Array | None, epsilon: float
+) -> tuple:
+    return _normalized(x, scale, bias, mean, var, valid, epsilon), (x, scale, mean, var, valid)
 
 
-def _normalized_backward(kept: tuple, g: Array) -> tuple:
+def _normalized_backward(epsilon: float, kept: tuple, g: Array) -> tuple:
     """With d = x - mean, r = (var + epsilon)^(-1/2), n valid samples, and mean and var functions of x:
 
     dx = scale r (g - sum g / n - d r^2 sum(g d) / n), the sums over all samples, what they add on valid ones only.
     """
     x, scale, mean, var, valid = kept
-    r, axes = lax.rsqrt(var + NORM_EPSILON), tuple(range(x.ndim - 1))
+    r, axes = lax.rsqrt(var + epsilon), tuple(range(x.ndim - 1))
     wide, d = g.astype(scale.dtype), x.astype(scale.dtype) - mean
     n = math.prod(x.shape[:-1]) if valid is None else jnp.sum(valid, dtype=scale.dtype)
     own = jnp.sum(wide, axis=axes), jnp.sum(wide * d, axis=axes)

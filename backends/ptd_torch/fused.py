@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ptd import checks
 from ptd.layers import S4D, S5
-from ptd.model import SequenceModel
+from ptd.model import NORM_EPSILON, SequenceModel
 
 from .dropout import Dropout
 from .end import MOST_FIRST, block_end
@@ -37,19 +37,24 @@ WIDEST = {
 TILE = 64
 
 
+def _is_normed_by(norm: str, model: SequenceModel) -> bool:
+    """Whether a model has a norm, and the epsilon that kernels are written for."""
+    return model.norm == norm and model.norm_epsilon == NORM_EPSILON
+
+
 #: What each part needs of a model.
 NEEDS: dict[str, tuple[str, Callable[[SequenceModel], bool]]] = {
     **dict.fromkeys(("chunks", "states", "tiles"), ("an S5 layer", lambda model: isinstance(model.layer, S5))),
-    "norm": ("a batch norm", lambda model: model.norm == "batch"),
-    "layer_norm": ("a layer norm", lambda model: model.norm == "layer"),
+    "norm": (f"a batch norm with norm_epsilon={NORM_EPSILON}", lambda model: _is_normed_by("batch", model)),
+    "layer_norm": (f"a layer norm with norm_epsilon={NORM_EPSILON}", lambda model: _is_normed_by("layer", model)),
     "gate": ("residual blocks that end in a gate", lambda model: model.residual and model.activation != "gelu"),
     "end": (
-        "residual blocks that end in half_glu1 or half_glu2",
-        lambda model: model.residual and model.activation in ("half_glu1", "half_glu2"),
+        "residual blocks that end in half_glu1 or half_glu2 after gelu='tanh'",
+        lambda model: model.residual and model.gelu == "tanh" and model.activation in ("half_glu1", "half_glu2"),
     ),
     "full_end": (
-        "residual blocks that end in full_glu",
-        lambda model: model.residual and model.activation == "full_glu",
+        "residual blocks that end in full_glu after gelu='tanh'",
+        lambda model: model.residual and model.gelu == "tanh" and model.activation == "full_glu",
     ),
     "embedding": ("encoder='embedding'", lambda model: model.encoder == "embedding"),
 }
@@ -113,7 +118,7 @@ def ahead_of(model: SequenceModel, x: Tensor, lengths: Tensor | None, fused: Col
 
 
 class Passes:
-    """What SequenceModel.block takes for one block: norms, gated_sum and end, as kernels; gelu in any case.
+    """What SequenceModel.block takes for one block: norms, gated_sum and end, as kernels; gelu by tanh in any case.
 
     Args:
         model: the model.

@@ -125,7 +125,7 @@ def gradients(dy: Tensor, x: Tensor, found: Tensor, lengths: Tensor | None) -> t
 
 
 def batch_norm_over_ranks(
-    x: Tensor, lengths: Tensor | None, scale: Tensor, bias: Tensor, near: Tensor
+    x: Tensor, lengths: Tensor | None, scale: Tensor, bias: Tensor, near: Tensor, *, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """ptd.model.batch_norm as array code, with the moments of the rows of all processes."""
 
@@ -138,7 +138,7 @@ def batch_norm_over_ranks(
 
     wide = x.to(scale.dtype)
     mean, var = model.moments(wide, lengths, near, total)
-    return model.normalized(wide, mean, var, scale, bias).to(x.dtype), mean, var
+    return model.normalized(wide, mean, var, scale, bias, epsilon).to(x.dtype), mean, var
 
 
 norm_factor.register_autograd(_backward, setup_context=_setup_context)

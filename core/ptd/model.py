@@ -20,7 +20,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from . import checks, sequences
-from .arrays import Array, arange, astype, linear, namespace
+from .arrays import Array, arange, astype, erf, linear, namespace
 from .initialization import Leaves, initialize
 from .inputs import Input
 from .layers import Layer
@@ -60,10 +60,12 @@ class SequenceModel:
         residual: add the block's input to its output.
         activation: "gelu"; "full_glu": V g * sigmoid(W g); "half_glu1": g * sigmoid(W g); "half_glu2":
             y * sigmoid(W g), with y the layer's output and g = dropout(gelu(y)).
+        gelu: "tanh", or "erf", which is at most 5e-4 away and runs as array code on a GPU.
         dropout: rate in [0, 1).
         tie_dropout: one dropout mask over all time steps.
         pooling: "mean" or "last" over valid time, or "none" for an output at every step.
         norm_momentum: share of the old batch-norm statistics that a training step keeps, in [0, 1).
+        norm_epsilon: what norms add to variances, > 0; all but 1e-5 run as array code on a GPU.
         input: how integers (..., L) (d_input 1) or (..., L, d_input) become the real input of encoder="linear";
             None to take real input only.
         pair: inputs come as (..., 2, L): both run through the one stack, and the decoder reads
@@ -90,6 +92,8 @@ class SequenceModel:
     input: Input | None = None
     pair: bool = False
     final_norm: bool = False
+    gelu: str = "tanh"
+    norm_epsilon: float = NORM_EPSILON
 
     def __post_init__(self) -> None:
         checks.plain_fields(self)
@@ -104,6 +108,8 @@ class SequenceModel:
         checks.choice("pooling", self.pooling, ("mean", "last", "none"))
         checks.number("dropout", self.dropout, 0, 1, "a rate in [0, 1)")
         checks.number("norm_momentum", self.norm_momentum, 0, 1, "a share in [0, 1)")
+        checks.choice("gelu", self.gelu, GELUS)
+        checks.positive_number("norm_epsilon", self.norm_epsilon)
         if self.pair and self.pooling == "none":
             raise checks.fail("pooling", "'mean' or 'last' for pairs", "'none'", "a pair has one output")
         if self.final_norm and self.norm == "none":
@@ -284,7 +290,8 @@ class SequenceModel:
             leaves: its leaves.
             x: its input.
             lengths, training, noise, run: as in apply; noise that of this block.
-            batch_norm, own_gelu: in place of the functions batch_norm and gelu.
+            batch_norm: in place of the function batch_norm, but for its epsilon.
+            own_gelu: in place of the function gelu, where that is the model's.
             layer_norm: from x, scale and bias, in place of array code.
             gated_sum: in place of array code, from keep, z = W g, its bias and x: x + drop(keep sigmoid(z + bias)). For
                 full_glu, whose keep is a product as well, keep is None and comes before the gate in z (..., 2 H) and
@@ -321,7 +328,7 @@ class SequenceModel:
             return training.dropout(x, self.dropout, self.tie_dropout) if training and self.dropout else x
 
         block = _Scope(leaves, "")
-        g = drop((own_gelu or gelu)(y))
+        g = drop(own_gelu(y) if own_gelu and self.gelu == "tanh" else GELUS[self.gelu](y))
         if self.activation == "gelu":
             return x + g if self.residual else g
         own = gated_sum if self.residual else None
@@ -490,14 +497,14 @@ class SequenceModel:
         elif training is None:
             mean, var = block["norm.mean"], block["norm.var"]
         else:
-            run = batch_norm if own is None else own
+            run = functools.partial(batch_norm, epsilon=self.norm_epsilon) if own is None else own
             y, mean, var = run(x, lengths, scale, bias, block["norm.mean"])
             momentum = self.norm_momentum
             for name, value in zip(STATISTICS, (mean, var), strict=True):
                 old = block[f"norm.{name}"]
                 statistics[f"{block.prefix}norm.{name}"] = momentum * old + (1 - momentum) * value
             return y
-        return astype(normalized(wide, mean, var, scale, bias), x)
+        return astype(normalized(wide, mean, var, scale, bias, self.norm_epsilon), x)
 
     def _pool(self, x: Array, lengths: Array | None) -> Array:
         if self.pooling == "none":
@@ -516,7 +523,7 @@ class SequenceModel:
             return x
         first, second = x[..., 0, :], x[..., 1, :]
         features = namespace(x).concat([first, second, first - second, first * second], axis=-1)
-        return gelu(_linear(_Scope(params, ""), "pair", features))
+        return GELUS[self.gelu](_linear(_Scope(params, ""), "pair", features))
 
 
 #: Leaves that training updates by averaging, not by gradients.
@@ -532,6 +539,19 @@ def is_statistic(name: str) -> bool:
 def gelu(x: Array) -> Array:
     """x Phi(x) in its tanh form, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks and Gimpel 2016)."""
     return 0.5 * x * (1.0 + namespace(x).tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+def gelu_by_erf(x: Array) -> Array:
+    """x Phi(x), with Phi the normal law's distribution function (Hendrycks and Gimpel 2016).
+
+    >>> round(float(gelu_by_erf(np.asarray(-1.0))), 6)
+    -0.158655
+    """
+    return 0.5 * x * (1.0 + erf(x * math.sqrt(0.5)))
+
+
+#: By the name users pass as ``gelu``.
+GELUS = {"tanh": gelu, "erf": gelu_by_erf}
 
 
 def sigmoid(x: Array) -> Array:
@@ -558,18 +578,18 @@ def _linear(scope: _Scope, name: str, x: Array) -> Array:
     return linear(x, astype(scope[f"{name}.weight"], x)) + astype(scope[f"{name}.bias"], x)
 
 
-def normalized(x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> Array:
+def normalized(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float = NORM_EPSILON) -> Array:
     """scale (x - mean) / sqrt(var + epsilon) + bias."""
-    return (x - mean) / namespace(x).sqrt(var + NORM_EPSILON) * scale + bias
+    return (x - mean) / namespace(x).sqrt(var + epsilon) * scale + bias
 
 
 def batch_norm(
-    x: Array, lengths: Array | None, scale: Array, bias: Array, near: Array | None = None
+    x: Array, lengths: Array | None, scale: Array, bias: Array, near: Array | None = None, epsilon: float = NORM_EPSILON
 ) -> tuple[Array, Array, Array]:
     """x normalised by its moments, in its dtype, and these, in that of scale; near as in moments."""
     wide = astype(x, scale)
     mean, var = moments(wide, lengths, near)
-    return astype(normalized(wide, mean, var, scale, bias), x), mean, var
+    return astype(normalized(wide, mean, var, scale, bias, epsilon), x), mean, var
 
 
 def moments(

@@ -18,13 +18,18 @@ from ..clause import clause
 from ..outcome import Measurement, compare, holds
 from ..products import FULL, Products
 
+#: Norms with an epsilon of which an error would show, and what a model of tokens begins and ends with.
+BATCH_NORM: dict[str, Any] = {"norm": "batch", "norm_epsilon": 0.1}
+LAYER_NORM: dict[str, Any] = {"norm": "layer", "norm_epsilon": 0.1}
+TOKENS: dict[str, Any] = {"encoder": "embedding", "pooling": "last"}
+
 MODELS: dict[str, ptd.SequenceModel] = {
     "s5-batch-norm": ptd.SequenceModel(
-        ptd.S5(6, 4, bidirectional=True), 2, 3, 4, norm="batch", activation="half_glu2", dropout=0.1, final_norm=True
+        ptd.S5(6, 4, bidirectional=True), 2, 3, 4, activation="half_glu2", dropout=0.1, final_norm=True, **BATCH_NORM
     ),
     "s4d-post-norm": ptd.SequenceModel(ptd.S4D(6, 4), 2, 3, 4, prenorm=False, activation="full_glu", residual=False),
     "dss-tokens": ptd.SequenceModel(
-        ptd.DSS(6, 4), 1, 9, 4, encoder="embedding", pooling="last", activation="gelu", final_norm=True
+        ptd.DSS(6, 4), 1, 9, 4, **TOKENS, activation="gelu", gelu="erf", final_norm=True, **LAYER_NORM
     ),
     "s4-every-step": ptd.SequenceModel(ptd.S4(6, 4), 1, 3, 4, norm="none", pooling="none"),
 }

@@ -31,7 +31,6 @@ class FlaxStack:
         activation, prenorm, dropout, pooling, norm_momentum: as in SequenceModel.
         batchnorm: batch norm, with statistics under "batch_stats", else layer norm.
         tokens: inputs were one-hot rows; the model takes their numbers.
-        approximate_norm: accept that ours adds 1e-5 under layer norm's root, where flax adds 1e-6.
     """
 
     norm_name: str
@@ -42,16 +41,11 @@ class FlaxStack:
     pooling: str
     norm_momentum: float
     tokens: bool
-    approximate_norm: bool
 
     def __post_init__(self) -> None:
         checks.choice("activation", self.activation, ACTIVATIONS)
-        for name in ("prenorm", "batchnorm", "tokens", "approximate_norm"):
+        for name in ("prenorm", "batchnorm", "tokens"):
             checks.boolean(name, getattr(self, name))
-        if not self.batchnorm and not self.approximate_norm:
-            remedy = "approximate_norm=True accepts it; each norm is then off by 4.5e-6 of itself at variance 1"
-            expected = "batch norm: the original's layer norm adds 1e-6 to variances, ours 1e-5"
-            raise checks.fail("norm", expected, "layer norm", remedy)
 
     def read(self, arrays: Mapping[str, Any], prefix: str, layer_at: LayerAt) -> tuple[SequenceModel, Leaves]:
         """The model below a prefix, its layers read by layer_at at theirs, and its leaves."""
@@ -91,6 +85,7 @@ class FlaxStack:
             tie_dropout=True,  # the originals broadcast masks over time
             pooling=self.pooling,
             norm_momentum=self.norm_momentum,
+            norm_epsilon=1e-5 if self.batchnorm else 1e-6,  # flax's own
             pair=pair,
         )
 

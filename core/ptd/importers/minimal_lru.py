@@ -64,7 +64,6 @@ def lru_classifier(
     norm: str = "batch",
     prenorm: bool = False,
     tokens: bool = False,
-    approximate_norm: bool = False,
 ) -> tuple[SequenceModel, Leaves]:
     """A ClassificationModel of minimal-LRU.
 
@@ -76,7 +75,6 @@ def lru_classifier(
         prefix: where "encoder" and "decoder" are.
         dropout, pooling, norm, prenorm: as the original was built; norm is "batch" or "layer".
         tokens: inputs were one-hot rows, of which the model shall take the numbers.
-        approximate_norm: with norm="layer", accept layer norms with 1e-5 under the root in place of 1e-6.
 
     Returns:
         The model and its leaves, float64.
@@ -98,6 +96,5 @@ def lru_classifier(
         pooling=pooling,
         norm_momentum=FLAX_MOMENTUM,
         tokens=tokens,
-        approximate_norm=approximate_norm,
     )
     return stack.read(arrays, prefix, lambda place: lru(arrays, place))

@@ -54,33 +54,23 @@ def s4d_classifier(
     *,
     dropout: float = 0.2,
     prenorm: bool = False,
-    approximate_gelu: bool = False,
 ) -> tuple[SequenceModel, Leaves]:
     """The S4Model of example.py: blocks of minimal S4D, gelu, a gated map and layer norm, mean pooling.
 
     Its gated map is our activation="full_glu": the first H rows of output_linear are the value, the others the gate.
-    Its gelu is z Phi(z), ours the tanh form, which differs by at most 5e-4: that must be accepted. Layers as by s4d.
+    Its gelu is by erf. Layers as by s4d.
 
     Args:
         arrays: the checkpoint: encoder, s4_layers, norms, decoder below prefix.
         prefix: where they are: "model" in the files that example.py writes.
         dropout, prenorm: as the original was built.
-        approximate_gelu: accept our gelu.
 
     Returns:
         The model and its leaves, float64.
 
     Raises:
-        ValueError: a name or shape is another, or approximate_gelu is not given.
-
-    >>> s4d_classifier({})
-    Traceback (most recent call last):
-    ValueError: approximate_gelu: expected True: gelu is by erf there, by tanh in ours, got False; True accepts it
+        ValueError: a name or shape is another.
     """
-    checks.boolean("approximate_gelu", approximate_gelu)
-    if not approximate_gelu:
-        expected = "True: gelu is by erf there, by tanh in ours"
-        raise checks.fail("approximate_gelu", expected, False, "True accepts it")
     blocks = _n_blocks(arrays, prefix)
     leaves = {
         f"{name}.{part}": value
@@ -100,6 +90,7 @@ def s4d_classifier(
         d_output=leaves["decoder.weight"].shape[0],
         prenorm=prenorm,
         activation="full_glu",
+        gelu="erf",
         dropout=dropout,
         tie_dropout=True,  # the original drops whole features over time
     )

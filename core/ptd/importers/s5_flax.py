@@ -123,7 +123,6 @@ def s5_classifier(
     bn_momentum: float = 0.9,
     padded: bool = True,
     tokens: bool = False,
-    approximate_norm: bool = False,
     conj_sym: bool = True,
     discretization: str = "zoh",
     clip_eigs: bool = False,
@@ -143,7 +142,6 @@ def s5_classifier(
             tells in a bidirectional model alone; ours begins the reversed run at each sequence's end, so that such a
             model is refused. Pass False for sequences of one length, or to have it so.
         tokens: inputs were one-hot rows, of which the model shall take the numbers.
-        approximate_norm: with batchnorm=False, accept layer norms with 1e-5 under the root in place of 1e-6.
         conj_sym, discretization, clip_eigs, step_rescale: as in s5.
 
     Returns:
@@ -165,7 +163,6 @@ def s5_classifier(
         pooling=_pooling(mode),
         norm_momentum=bn_momentum,
         tokens=tokens,
-        approximate_norm=approximate_norm,
     )
     of_layer: dict[str, Any] = {"conj_sym": conj_sym, "discretization": discretization}
     of_layer |= {"clip_eigs": clip_eigs, "step_rescale": step_rescale}
