@@ -60,12 +60,12 @@ class SequenceModel:
         residual: add the block's input to its output.
         activation: "gelu"; "full_glu": V g * sigmoid(W g); "half_glu1": g * sigmoid(W g); "half_glu2":
             y * sigmoid(W g), with y the layer's output and g = dropout(gelu(y)).
-        gelu: "tanh", or "erf", which is at most 5e-4 away and runs as array code on a GPU.
+        gelu: "tanh", or "erf", which is at most 5e-4 away; torch's kernels for the end of a block have the first.
         dropout: rate in [0, 1).
         tie_dropout: one dropout mask over all time steps.
         pooling: "mean" or "last" over valid time, or "none" for an output at every step.
         norm_momentum: share of the old batch-norm statistics that a training step keeps, in [0, 1).
-        norm_epsilon: what norms add to variances, > 0; all but 1e-5 run as array code on a GPU.
+        norm_epsilon: what norms add to variances, > 0; torch's kernels have 1e-5, others run as array code.
         input: how integers (..., L) (d_input 1) or (..., L, d_input) become the real input of encoder="linear";
             None to take real input only.
         pair: inputs come as (..., 2, L): both run through the one stack, and the decoder reads
