@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import interpreter
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from ptd.model import SequenceModel, Training, batch_norm, moments
 from ptd_torch import backend, fused, training
 from ptd_torch.dropout import Dropout
 from ptd_torch.gate import gated_sum, gated_sum_adjoint
+from ptd_torch.kernels import KERNELS
 from ptd_torch.norm import batch_normalized, column_moments
 
 pytestmark = interpreter.needed
@@ -162,6 +165,8 @@ def test_learner_trains_as_without_kernels(names, options, compiled, monkeypatch
     lengths = None if "layer" in options else np.array([12, 5, 1])
     optimizer = ptd.optimization.Optimizer(lr=1e-3, ssm_lr=1e-3, weight_decay=0.0, total_steps=10)
     interpreter.matrices_by_array_code(monkeypatch)
+    # Without kernels is also without that of the chunks, of which the interpreter takes long.
+    without = dataclasses.replace(KERNELS["cpu"], per_feature_chunks=None)
     torch.compiler.reset()  # compilations are counted by code, which all learners of this process share
     monkeypatch.setattr(training, "compile_once", lambda f, **_: torch.compile(f, backend="aot_eager", fullgraph=True))
 
@@ -173,7 +178,9 @@ def test_learner_trains_as_without_kernels(names, options, compiled, monkeypatch
         learner.step(u, np.array([0, 1, 1]), lengths)
         return learner.snapshot()
 
-    plain, kernels = train((), False), train(names, compiled)
+    kernels = train(names, compiled)
+    monkeypatch.setitem(KERNELS, "cpu", without)
+    plain = train((), False)
     for name, expected in plain.items():
         if name.startswith(("moments.", "leaves.")):
             assert_close(torch.tensor(kernels[name]), torch.tensor(expected), rtol=2e-3, atol=2e-5, msg=name)

@@ -100,6 +100,7 @@ def test_a_training_step_turns_no_signal(monkeypatch):
     """Blocks read and write what layers do; what the encoder writes is turned by array code."""
     turns = interpreter.counted_turns(monkeypatch)
     interpreter.matrices_by_array_code(monkeypatch)
+    interpreter.chunks_of_zeros(monkeypatch)
     model = ptd.SequenceModel(ptd.S4D(64, 4), 2, 1, 2, norm="layer", prenorm=False, activation="full_glu")
     optimizer = ptd.optimization.Optimizer(lr=1e-3, total_steps=10)
     params, u = model.initialize(np.random.default_rng(0)), np.ones((2, 16, 1), np.float32)
