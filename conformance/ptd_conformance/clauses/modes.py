@@ -64,8 +64,8 @@ def chunks_with_carried_state_equal_the_whole(bench: Bench, subject: str) -> Ite
 @clause("M4", SUBJECTS)
 def packed_sequences_equal_single_ones(bench: Bench, subject: str) -> Iterator[Measurement]:
     """Sequences packed end to end with reset flags equal the single sequences, in both directions."""
-    c = case(subject, 4, (3,), bidirectional=True)
-    packed = Case(c.layer, c.params, c.u.reshape(L, -1), {"resets": np.arange(L) % 4 == 0})
+    c = case(subject, CHUNK, (3,), bidirectional=True)
+    packed = Case(c.layer, c.params, c.u.reshape(L, -1), {"resets": np.arange(L) % CHUNK == 0})
     yield from same(bench, "single", packed, bench.apply(c.with_call(form="scan"))[0].reshape(L, -1))
 
 
@@ -94,7 +94,7 @@ def padded_equals_unpadded(bench: Bench, subject: str) -> Iterator[Measurement]:
 @clause("M7", SUBJECTS)
 def bidirectional_equals_two_runs(bench: Bench, subject: str) -> Iterator[Measurement]:
     """Bidirectional equals a run forward plus a run over the reversed input with the other C."""
-    c = case(subject, L, bidirectional=True)
+    c = case(subject, CHUNK, (3,), bidirectional=True)
     y_forward, _ = bench.apply(_one_way(c, "C", c.u, skip=True))
     y_reverse, _ = bench.apply(_one_way(c, "C_reverse", c.u[:, ::-1], skip=False))
     yield from same(bench, "two runs:", c.with_call(form="scan"), y_forward + y_reverse[:, ::-1])
