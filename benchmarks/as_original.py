@@ -109,18 +109,14 @@ def all_modes(N: int) -> modes.Modes:
     return dataclasses.replace(found, Lambda=Lambda)
 
 
-def with_all_reviews(data: store.DataSet) -> store.DataSet:
-    """The set with the held-out reviews among those to train on, and the test set in their place."""
+def with_all_reviews(root: Path, task: str, load: Callable = store.load) -> store.DataSet:
+    """In place of store.load: the held-out reviews are among those to train on, and the test set in their place."""
+    data = load(root, task)
     parts = [data.splits[name] for name in ("train", "validation")]
     columns = ([getattr(part, field.name) for part in parts] for field in dataclasses.fields(store.Split))
     joined = store.Split(*(None if column[0] is None else np.concatenate(column) for column in columns))
     test = data.splits["test"]
     return dataclasses.replace(data, key=f"{data.key}-all", splits={"train": joined, "validation": test, "test": test})
-
-
-def load(root: Path, task: str) -> store.DataSet:
-    """A task's made set."""
-    return store.load(root, task)
 
 
 RULES = {
@@ -130,7 +126,7 @@ RULES = {
     "modes": mock.patch.multiple(Recipe, description=doubled, leaves=with_all_modes),
     "rising": scheduled(rising),
     "padding": mock.patch("ptd_torch.training.Program", Unmasked),
-    "reviews": mock.patch(f"{__name__}.load", lambda root, task: with_all_reviews(store.load(root, task))),
+    "reviews": mock.patch.object(store, "load", with_all_reviews),
 }
 
 
@@ -141,7 +137,7 @@ def renamed(found: Recipe, rules: list[str]) -> Recipe:
 
 def go(chosen: argparse.Namespace) -> None:
     """Train, or go on, under the rules; of a complete run say the accuracies."""
-    data = load(store.root(), chosen.task)
+    data = store.load(store.root(), chosen.task)
     found = renamed(recipe(chosen.task, chosen.recipe), chosen.rules)
     options = {"activations": chosen.activations, "epochs": chosen.epochs}
     with Clock(chosen.budget) as clock:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from itertools import accumulate
 from typing import Any
 
@@ -66,17 +67,22 @@ def matrices_by_array_code(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(KERNELS, "cpu", dataclasses.replace(KERNELS["cpu"], diagonal_chunks=None))
 
 
+#: The arguments that kernels of chunks write.
+WRITTEN = {"entering", "final", "y", "grad_decay", "grad_into", "grad_out", "grad_direct"}
+
+
 def chunks_of_zeros(patch: pytest.MonkeyPatch) -> None:
     """The kernels of chunks write zeros alone: for what shows in where arrays lie, whatever they hold."""
     from ptd_torch.triton import chunks
 
-    def clear(*arguments: torch.Tensor | None) -> None:
-        for each in arguments:
-            if each is not None:
-                each.zero_()
+    def clear(names: list[str], *arguments: Any, **_: Any) -> None:
+        given = dict(zip(names, arguments, strict=False))  # the others are constants, by keyword
+        for name in names:
+            if name in WRITTEN and given.get(name) is not None:
+                given[name].zero_()
 
-    for name, written in (("_walk", slice(4, 6)), ("_outputs", slice(4, 5)), ("_products", slice(4, 8))):
-        launch = lambda *arguments, written=written, **_: clear(*arguments[written])  # noqa: E731
+    for name in ("_walk", "_outputs", "_products"):
+        launch = functools.partial(clear, getattr(chunks, name).arg_names)
         patch.setattr(chunks, name, collections.defaultdict(lambda launch=launch: launch))
 
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 from lra_sources import load, made_up_reviews, tiny, write_lines
 
-import as_original
 import ptd
 from as_original import RULES, TEXT_SCHEDULE, from_the_peak, renamed, rising
-from ptd_conformance.lra import reviews
+from ptd_conformance.lra import reviews, store
 from ptd_conformance.lra.clock import Clock
 from ptd_conformance.lra.tasks import TASKS, Order
 from ptd_conformance.lra.training import Run
@@ -86,9 +85,9 @@ def test_all_reviews_are_trained_on_and_the_test_set_selects(tmp_path, monkeypat
     monkeypatch.setattr(reviews, "CONTENT", reviews.digest(sorted(made_up)))
     write_lines(tmp_path, made_up)
     TASKS["text"].make(Order(tmp_path, tmp_path))
-    before = as_original.load(tmp_path, "text")
+    before = store.load(tmp_path, "text")
     with RULES["reviews"]:
-        after = as_original.load(tmp_path, "text")
+        after = store.load(tmp_path, "text")
     sizes = {name: len(part.targets) for name, part in before.splits.items()}
     assert len(after.splits["train"].targets) == sizes["train"] + sizes["validation"]
     for part in ("validation", "test"):

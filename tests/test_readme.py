@@ -42,7 +42,7 @@ def test_the_page_of_importers_has_every_one(name: str) -> None:
 
 def test_support_table_is_made_from_the_records() -> None:
     records = [record.read(path) for path in report.records_in(ROOT / "conformance/results")]
-    assert report.with_support_table(TEXT, records) == TEXT
+    assert report.with_table(TEXT, report.SUPPORT, report.support_table(records)) == TEXT
 
 
 def test_accuracies_are_made_from_the_records() -> None:

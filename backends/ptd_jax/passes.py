@@ -46,7 +46,7 @@ def training_block(
             keep = keep + of_keep.astype(keep.dtype)
         return gated_sum(keep, z, bias, x, call_key(own, 0), model.dropout, model.tie_dropout)
 
-    parts = {"batch_norm": _batch_norm_of(batch, model.norm_epsilon), "own_gelu": gelu, "gated_sum": end}
+    parts = {"batch_norm": _batch_norm_of(batch), "own_gelu": gelu, "gated_sum": end}
     call |= {"training": Training(dropout(own))} | {name: parts[name] for name in PARTS}
     return model.block(i, leaves, x, **call)
 
@@ -55,14 +55,14 @@ def training_decoder(
     model: SequenceModel, leaves: Mapping[str, Array], x: Array, *, batch: int, **call: Any
 ) -> tuple[Array, dict[str, Array]]:
     """SequenceModel.decode of a training pass; batch as in training_block."""
-    return model.decode(leaves, x, **call, batch_norm=_batch_norm_of(batch, model.norm_epsilon))
+    return model.decode(leaves, x, **call, batch_norm=_batch_norm_of(batch))
 
 
-def _batch_norm_of(batch: int, epsilon: float) -> Callable[..., tuple[Array, Array, Array]]:
+def _batch_norm_of(batch: int) -> Callable[..., tuple[Array, Array, Array]]:
     """batch_norm of rows of which so many count."""
 
-    def norm(x: Array, lengths: Array | None, scale: Array, bias: Array, near: Array) -> tuple[Array, Array, Array]:
-        return batch_norm(x, _counted(x, lengths, batch), scale, bias, near, epsilon)
+    def norm(x: Array, lengths: Array | None, *rest: Any) -> tuple[Array, Array, Array]:
+        return batch_norm(x, _counted(x, lengths, batch), *rest)
 
     return norm
 

@@ -160,9 +160,12 @@ class Passes:
         return named
 
     def batch_norm(
-        self, x: Tensor, lengths: Tensor | None, scale: Tensor, bias: Tensor, near: Tensor
+        self, x: Tensor, lengths: Tensor | None, scale: Tensor, bias: Tensor, near: Tensor, epsilon: float
     ) -> tuple[Tensor, ...]:
-        """ptd.model.batch_norm from the moments that x came with, else from those of a pass over x; none needs near."""
+        """ptd.model.batch_norm from the moments that x came with, else from those of a pass over x; none needs near.
+
+        NEEDS has seen to it that epsilon is that of the kernels.
+        """
         known = self._known if self._model.prenorm else self.found
         known = column_moments(x.detach(), lengths) if known is None else known
         self.normed = Normed(x, scale, bias, known, lengths)

@@ -125,7 +125,7 @@ def gradients(dy: Tensor, x: Tensor, found: Tensor, lengths: Tensor | None) -> t
 
 
 def batch_norm_over_ranks(
-    x: Tensor, lengths: Tensor | None, scale: Tensor, bias: Tensor, near: Tensor, *, epsilon: float
+    x: Tensor, lengths: Tensor | None, scale: Tensor, bias: Tensor, near: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """ptd.model.batch_norm as array code, with the moments of the rows of all processes."""
 

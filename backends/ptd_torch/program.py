@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -146,7 +145,7 @@ class Program:
         """What a block takes in place of array code."""
         named = passes.of(self._fused)
         if part.length < part.all and "norm" not in self._fused:
-            named["batch_norm"] = functools.partial(batch_norm_over_ranks, epsilon=self._model.norm_epsilon)
+            named["batch_norm"] = batch_norm_over_ranks
         return named
 
 

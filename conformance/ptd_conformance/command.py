@@ -161,7 +161,7 @@ def report(
     measured = [speed.table(file) for path in results for file in sorted((path / "speed").glob("*.json"))]
     replace_file(html, pages.page(records, lra=accuracies, speed=measured).encode())
     if readme:
-        text = pages.with_support_table(readme.read_text(encoding="utf-8"), records)
+        text = pages.with_table(readme.read_text(encoding="utf-8"), pages.SUPPORT, pages.support_table(records))
         if pages.START.format(pages.ACCURACIES) in text:  # a backend's own repository may record none
             text = pages.with_table(text, pages.ACCURACIES, pages.markdown(standings.summary(folders)))
         replace_file(readme, text.encode())

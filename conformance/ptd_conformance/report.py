@@ -14,7 +14,7 @@ from .outcome import Outcome, Result
 from .products import PRODUCTS
 from .record import Record
 
-__all__ = ["Cell", "cell", "clauses", "page", "print_table", "with_support_table", "with_table"]
+__all__ = ["Cell", "cell", "clauses", "page", "print_table", "support_table", "with_table"]
 
 #: What the families of clauses are about, by the letter of their ids.
 FAMILIES = {
@@ -179,11 +179,6 @@ def _support_heading() -> list[str]:
 def _support_row(record: Record) -> list[str]:
     members = (_family([cell(clause, record) for clause in group]) for _, group in families())
     return [name(record), *members, ", ".join(record["dtypes"]), versions(record)]
-
-
-def with_support_table(text: str, records: Iterable[Record]) -> str:
-    """text with the table of records between its markers; see with_table."""
-    return with_table(text, SUPPORT, support_table(records))
 
 
 def with_table(text: str, title: str, table: str) -> str:

@@ -22,7 +22,6 @@ __all__ = [
     "as_planes",
     "astype",
     "erf",
-    "erf_by_series",
     "eye",
     "from_pair",
     "from_planes",
@@ -129,10 +128,10 @@ def erf(x: Array) -> Array:
         return xp.erf(x)
     if xp.__name__ in SPECIAL and x.dtype != np.longdouble:
         return importlib.import_module(SPECIAL[xp.__name__]).erf(x)
-    return erf_by_series(x)
+    return _erf_by_series(x)
 
 
-def erf_by_series(x: Array) -> Array:
+def _erf_by_series(x: Array) -> Array:
     """erf(x) = 2/sqrt(pi) e^(-x^2) sum_n 2^n x^(2n+1)/(2n+1)!!, in which nothing cancels (DLMF 7.6.2).
 
     Beyond 7 it is 1 within 5e-23, and up to there 200 terms leave less.

@@ -290,8 +290,7 @@ class SequenceModel:
             leaves: its leaves.
             x: its input.
             lengths, training, noise, run: as in apply; noise that of this block.
-            batch_norm: in place of the function batch_norm, but for its epsilon.
-            own_gelu: in place of the function gelu, where that is the model's.
+            batch_norm, own_gelu: in place of the functions batch_norm and gelu; the latter where it is the model's.
             layer_norm: from x, scale and bias, in place of array code.
             gated_sum: in place of array code, from keep, z = W g, its bias and x: x + drop(keep sigmoid(z + bias)). For
                 full_glu, whose keep is a product as well, keep is None and comes before the gate in z (..., 2 H) and
@@ -497,8 +496,8 @@ class SequenceModel:
         elif training is None:
             mean, var = block["norm.mean"], block["norm.var"]
         else:
-            run = functools.partial(batch_norm, epsilon=self.norm_epsilon) if own is None else own
-            y, mean, var = run(x, lengths, scale, bias, block["norm.mean"])
+            run = batch_norm if own is None else own
+            y, mean, var = run(x, lengths, scale, bias, block["norm.mean"], self.norm_epsilon)
             momentum = self.norm_momentum
             for name, value in zip(STATISTICS, (mean, var), strict=True):
                 old = block[f"norm.{name}"]

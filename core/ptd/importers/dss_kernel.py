@@ -13,8 +13,8 @@ from ..arrays import from_pair
 from ..discretization import zoh
 from ..initialization import Leaves
 from ..layers import DSS, S4D
-from .arrays import leaves_of, take, under, unit_of_time
-from .per_feature import one_later, without_output
+from .arrays import leaves_of, under, unit_of_time
+from .per_feature import one_later, take_kernel
 
 VERSIONS = ("softmax", "exp", "exp-re-im", "exp-no-scale", "clip", "clip-no-scale")
 #: What the original adds to squared moduli, or cuts them off at, before it divides by them.
@@ -63,12 +63,7 @@ def dss(
         checks.positive_integer("kernel_length", kernel_length)
     names = under(arrays, prefix)
     axes = {"W": "Directions H N 2", "log_dt": "H 2" if len(np.shape(names.get("kernel/log_dt", ()))) == 2 else "H"}
-    found = take(
-        without_output(arrays, prefix),
-        prefix,
-        {"D": "1 H"} | {f"kernel/{name}": letters for name, letters in (axes | _Lambda_axes(version)).items()},
-    )
-    found = {name.removeprefix("kernel/"): value for name, value in found.items()}
+    found = take_kernel(arrays, prefix, axes | _Lambda_axes(version), D="1 H")
     W = from_pair(found["W"])
     if len(W) > 2:
         raise checks.fail("W", "one channel, in one or two directions", f"{len(W)} channels", "split them")

@@ -13,7 +13,7 @@ from ..discretization import RULES, bilinear_low_rank
 from ..initialization import Leaves
 from ..layers import S4, S4D
 from ..recurrence import dense_transition
-from .arrays import flatten, joined, leaves_of, unit_of_time, upper_half
+from .arrays import flatten, joined, leaves_of, take, unit_of_time, upper_half
 
 Complex = NDArray[np.complex128]
 Real = NDArray[np.float64]
@@ -22,14 +22,21 @@ Real = NDArray[np.float64]
 LARGEST_LEAD = 100.0
 
 
-def without_output(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The checkpoint but for the map that mixes features after the system, which is not the layer's.
+def take_kernel(
+    arrays: Mapping[str, Any], prefix: str, axes: Mapping[str, str], *, place: str = "kernel", D: str = "Channels H"
+) -> dict[str, NDArray]:
+    """D below the prefix and the arrays of axes at the kernel's place below it, by their own names.
 
-    >>> without_output({"layer.D": 1, "layer.output_linear.0.bias": 2}, "layer")
-    {'layer/D': 1}
+    The map that mixes features after the system, output_linear, is not the layer's and may be there.
+
+    >>> arrays = {"layer.D": [1.0], "layer.kernel.C": [2.0], "layer.output_linear.0.bias": [3.0]}
+    >>> {name: value.tolist() for name, value in take_kernel(arrays, "layer", {"C": "H"}, D="H").items()}
+    {'D': [1.0], 'C': [2.0]}
     """
     output = joined(prefix, "output_linear") + "/"
-    return {name: value for name, value in flatten(arrays).items() if not name.startswith(output)}
+    own = {name: value for name, value in flatten(arrays).items() if not name.startswith(output)}
+    found = take(own, prefix, {"D": D} | {f"{place}/{name}": letters for name, letters in axes.items()})
+    return {name.removeprefix(f"{place}/"): value for name, value in found.items()}
 
 
 def per_copy(values: NDArray, d_model: int) -> NDArray:

@@ -13,9 +13,9 @@ from .. import checks
 from ..arrays import from_pair
 from ..initialization import Leaves
 from ..layers import S4, S4D
-from .arrays import take, under
+from .arrays import under
 from .dss_kernel import softmax_weight
-from .per_feature import diagonal_layer, low_rank_layer, per_copy, without_output
+from .per_feature import diagonal_layer, low_rank_layer, per_copy, take_kernel
 
 #: Positive numbers from stored ones; the original adds 1e-4 to relu.
 TRANSFORMS: dict[str, Callable[[NDArray], NDArray]] = {
@@ -113,14 +113,7 @@ def _take(arrays: Mapping[str, Any], prefix: str) -> dict[str, NDArray]:
     axes |= {"A_imag": "S N"} if pair else {}
     axes |= {"inv_dt": "H 1" if np.shape(names.get("inv_dt", ()))[1:] == (1,) else "H N"}
     axes |= {"P": "Rank S N 2", "l_kernel": ""} if "P" in names else {}
-    return take_kernel(arrays, prefix, "kernel", axes)
-
-
-def take_kernel(arrays: Mapping[str, Any], prefix: str, place: str, axes: Mapping[str, str]) -> dict[str, NDArray]:
-    """D (channels, H) below the prefix and the arrays of axes at the kernel's place below it, by their own names."""
-    wanted = {"D": "Channels H"} | {f"{place}/{name}": letters for name, letters in axes.items()}
-    found = take(without_output(arrays, prefix), prefix, wanted)
-    return {name.removeprefix(f"{place}/"): value for name, value in found.items()}
+    return take_kernel(arrays, prefix, axes)
 
 
 def layer_of_kernel(found: Mapping[str, NDArray], options: KernelOptions) -> tuple[S4D | S4, Leaves]:

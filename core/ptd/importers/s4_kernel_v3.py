@@ -12,7 +12,8 @@ from .. import checks
 from ..initialization import Leaves
 from ..layers import S4, S4D
 from .arrays import joined, under
-from .s4_kernel import TRANSFORMS, KernelOptions, layer_of_kernel, take_kernel
+from .per_feature import take_kernel
+from .s4_kernel import TRANSFORMS, KernelOptions, layer_of_kernel
 
 PLACE = "kernel/kernel"
 
@@ -68,12 +69,12 @@ def _low_rank(arrays: Mapping[str, Any], prefix: str, names: Mapping[str, Any]) 
     """The kernel's arrays, Lambda and the length by their names in version 4."""
     real = "log_w_real" if "log_w_real" in names else "inv_w_real"
     axes = {real: "S N", "w_imag": "S N", "B": "1 S N 2", "C": "Directions H N 2", "log_dt": "H"}
-    found = take_kernel(arrays, prefix, PLACE, axes | {"P": "Rank S N 2", "L": ""})
+    found = take_kernel(arrays, prefix, axes | {"P": "Rank S N 2", "L": ""}, place=PLACE)
     return found | {"A_real": found[real], "A_imag": found["w_imag"], "l_kernel": found["L"]}
 
 
 def _diagonal(arrays: Mapping[str, Any], prefix: str, names: Mapping[str, Any]) -> dict[str, NDArray]:
     axes = {"inv_A_real": "S N", "A_imag": "S N", "B": "S N 2", "C": "Directions H N 2", "log_dt": "H"}
     unused = {"A": "S N 2"} if "A" in names else {}
-    found = take_kernel(arrays, prefix, PLACE, axes | unused)
+    found = take_kernel(arrays, prefix, axes | unused, place=PLACE)
     return found | {"A_real": found["inv_A_real"], "B": found["B"][None]}

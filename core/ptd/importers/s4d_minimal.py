@@ -13,7 +13,7 @@ from ..initialization import Leaves
 from ..layers import S4D
 from ..model import SequenceModel
 from .arrays import joined, take, under
-from .per_feature import diagonal_layer, without_output
+from .per_feature import diagonal_layer, take_kernel
 
 KERNEL = {"log_A_real": "H N", "A_imag": "H N", "C": "H N 2", "log_dt": "H"}
 
@@ -41,11 +41,9 @@ def s4d(arrays: Mapping[str, Any], prefix: str = "") -> tuple[S4D, Leaves]:
     >>> layer.d_state, leaves["Lambda_re"].tolist(), leaves["B_re"].tolist()
     (2, [[-1.0]], [[1.0]])
     """
-    axes = {"D": "H"} | {f"kernel/{name}": letters for name, letters in KERNEL.items()}
-    found = take(without_output(arrays, prefix), prefix, axes)
-    Lambda = -np.exp(found["kernel/log_A_real"]) + 1j * found["kernel/A_imag"]
-    C = from_pair(found["kernel/C"])
-    return diagonal_layer(Lambda, np.ones_like(Lambda), C[None], found["D"], found["kernel/log_dt"])
+    found = take_kernel(arrays, prefix, KERNEL, D="H")
+    Lambda = -np.exp(found["log_A_real"]) + 1j * found["A_imag"]
+    return diagonal_layer(Lambda, np.ones_like(Lambda), from_pair(found["C"])[None], found["D"], found["log_dt"])
 
 
 def s4d_classifier(
